@@ -1,0 +1,55 @@
+"""manycore: all the cores, none of the hangs.
+
+The face of the package: a written table of names, each imported when it is first used. Importing
+manycore starts no process, no thread and no signal handler.
+
+    errors.py          exceptions and warnings
+    _cli, integrations the ways in
+    pool, futures, ... what a user holds; the standard library's module names
+    _engine, _observe  the engine under both pools, and what it shows
+    _launch            process life
+    _memory            bytes between processes
+    _native            the C core
+"""
+
+from __future__ import annotations
+
+from importlib import import_module as _import_module
+
+__version__ = "0.1.0"
+
+# name -> the module of this package that defines it
+_HOMES = {
+    "ManycoreError": "errors",
+    "ManycoreWarning": "errors",
+    "PoolBroken": "errors",
+    "PoolClosed": "errors",
+    "WorkerDied": "errors",
+    "TaskTimeout": "errors",
+    "TaskPicklingError": "errors",
+    "ResultPicklingError": "errors",
+    "LaunchError": "errors",
+    "OwnerDied": "errors",
+    "DeadlockError": "errors",
+    "ChannelClosed": "errors",
+    "ManagerDied": "errors",
+    "ProcessError": "errors",
+    "TimeoutError": "errors",
+    "BufferTooShort": "errors",
+    "AuthenticationError": "errors",
+}
+
+__all__ = sorted(["__version__", *_HOMES])
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
