@@ -1,0 +1,89 @@
+"""How much memory this process may still take: the machine's, or its control group's where that is less.
+
+The kernel gives a memfd pages until there are none, and then kills some process. So who asks for much
+compares it with this first, and gets an error that can be handled.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+__all__ = ["available_bytes", "require_bytes"]
+
+# Kept for everybody else when memory is taken in large pieces: the kernel's own reserves and a little more.
+_MARGIN_BYTES = 64 << 20
+
+
+def _number(path: str) -> int | None:
+    try:
+        with open(path, "rb") as file:
+            return int(file.read())
+    except (OSError, ValueError):  # missing, or "max"
+        return None
+
+
+def _group_bytes() -> int | None:
+    """What the memory control group leaves; None without a limit."""
+    try:
+        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    left: int | None = None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, usage = "/sys/fs/cgroup", "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root, limit, usage = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        # The limit of any ancestor binds. Inside a container the path may not exist: then the root is the group.
+        folder = path.rstrip("/")
+        while True:
+            most, used = _number(f"{root}{folder}/{limit}"), _number(f"{root}{folder}/{usage}")
+            if most is not None and used is not None and most < 1 << 60:
+                reclaimable = _inactive_file_bytes(f"{root}{folder}/memory.stat")
+                here = max(0, most - used + reclaimable)
+                left = here if left is None else min(left, here)
+            if not folder:
+                break
+            folder = os.path.dirname(folder).rstrip("/")
+    return left
+
+
+def _inactive_file_bytes(path: str) -> int:
+    try:
+        with open(path, encoding="ascii") as file:
+            for line in file:
+                key, _, value = line.partition(" ")
+                if key in {"inactive_file", "total_inactive_file"}:
+                    return int(value)
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def available_bytes() -> int:
+    """Bytes that can be taken without the system killing somebody, as far as it says."""
+    machine = 1 << 62
+    try:
+        fields: dict[str, int] = {}
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key in {"MemAvailable", "SwapFree"}:
+                    fields[key] = int(value.split()[0]) * 1024
+        machine = fields["MemAvailable"] + fields.get("SwapFree", 0)
+    except (OSError, ValueError, KeyError):
+        pass  # no /proc: the kernel is the judge
+    group = _group_bytes()
+    return machine if group is None else min(machine, group)
+
+
+def require_bytes(size: int) -> None:
+    """Raise ENOSPC when `size` more bytes are not there."""
+    left = available_bytes()
+    if size + _MARGIN_BYTES > left:
+        raise OSError(errno.ENOSPC, f"not enough memory: {size} bytes of shared memory wanted, {left} available")

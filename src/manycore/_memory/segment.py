@@ -1,0 +1,210 @@
+"""Nameless shared memory that any running process of this user can be sent.
+
+A segment is a memfd: pages without a name, which the kernel frees when the last process that holds
+them is gone, however it went. There is nothing to unlink and nothing to track.
+
+    creator                                     receiver
+    memfd_create, fallocate, seal
+    pickle: (pid, descriptor, device, inode) => known inode: the mapping that is there
+                                                else open /proc/PID/fd/N, compare inodes, map
+
+Invariants:
+    every page of a segment exists from its creation on, so no reader can meet SIGBUS;
+    its size never changes (sealed), so a mapping of it is valid for ever;
+    a process maps a segment once: equal inodes are the same `Segment` object.
+If a process dies:
+    in `create`: the kernel frees the memory with the descriptor.
+    the sender, before the handle is received: the receiver gets a clear OSError.
+Unlike multiprocessing.shared_memory: no name, so no resource tracker and no leak; a full machine is an
+    OSError at creation, not a SIGBUS at some later write.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakValueDictionary
+
+from manycore._memory.available import require_bytes
+from manycore._native.mapping import Mapping, allocate
+
+__all__ = ["Segment", "create_memfd"]
+
+# Above this size a request is compared with the memory that is left, which takes some 50 us: the kernel
+# itself refuses a memfd nothing, and lets its out-of-memory killer choose a victim later.
+_CHECKED_BYTES = 8 << 20
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+# (device, inode) -> the one segment of this process over that memory
+_known: WeakValueDictionary[tuple[int, int], Segment] = WeakValueDictionary()
+_known_lock = threading.RLock()  # guards the step from "not in _known" to "in _known"; re-entered by a finalizer
+
+
+def create_memfd(name: str) -> int:
+    """A new, empty memfd of this process, closed on exec.
+
+    Raises:
+        OSError: The system refused (descriptor limit, no memfd), with what was wanted in the message.
+    """
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot create shared memory {name!r}: {os.strerror(error.errno or 0)}") from error
+
+
+class Segment:
+    """A fixed number of bytes shared between processes. Made by `create` or `from_fd`.
+
+    Attributes:
+        fd: The descriptor; -1 once closed.
+        size: Bytes.
+        buffer: The bytes, writable; valid as long as any view of it exists.
+
+    Process-safety: the object may be sent to any running process of the same user, and is inherited by
+        forked ones. What is in the bytes is the business of who shares them.
+    """
+
+    __slots__ = ("__weakref__", "buffer", "fd", "inode", "size")
+
+    def __init__(self, fd: int, size: int, inode: tuple[int, int]) -> None:
+        self.fd = fd
+        self.size = size
+        self.inode = inode
+        self.buffer = memoryview(Mapping(fd, size))
+
+    @classmethod
+    def create(cls, size: int, name: str = "manycore") -> Segment:
+        """New, zeroed memory.
+
+        Args:
+            size: Bytes, at least 1.
+            name: What /proc/PID/maps shows.
+
+        Raises:
+            OSError: ENOSPC or EFBIG where there is not that much memory, EMFILE at the descriptor limit.
+        """
+        if size < 1:
+            raise ValueError(f"a segment has at least 1 byte, not {size}")
+        if size >= _CHECKED_BYTES:
+            require_bytes(size)
+        fd = create_memfd(name)
+        try:
+            try:
+                allocate(fd, 0, size)
+            except OSError as error:
+                message = f"cannot give {size} bytes to shared memory {name!r}: {error.strerror}"
+                raise OSError(error.errno, message) from error
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            return cls._adopt(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def from_fd(cls, fd: int, *, size: int | None = None) -> Segment:
+        """The segment of a descriptor that came from elsewhere; takes the descriptor over.
+
+        Args:
+            fd: A descriptor of a segment. It is closed here when this process has the segment already.
+            size: Bytes; asked of the system by default.
+        """
+        try:
+            return cls._adopt(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def _adopt(cls, fd: int, size: int | None) -> Segment:
+        status = os.fstat(fd)
+        inode = (status.st_dev, status.st_ino)
+        with _known_lock:
+            known = _known.get(inode)
+            if known is not None and known.fd >= 0:
+                if known.fd != fd:
+                    os.close(fd)
+                return known
+            segment = cls(fd, status.st_size if size is None else size, inode)
+            _known[inode] = segment
+            return segment
+
+    def close(self) -> None:
+        """Give up the descriptor. Views of `buffer` stay valid; the pages go when the last of them does."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+        self.buffer = memoryview(b"")
+
+    def __del__(self) -> None:
+        fd = getattr(self, "fd", -1)
+        if fd >= 0:
+            self.fd = -1
+            os.close(fd)
+
+    def __reduce__(self) -> tuple[Callable[..., Segment], tuple[Any, ...]]:
+        if self.fd < 0:
+            raise ValueError("a closed segment cannot be sent")
+        return _receive, (self.inode, self.size, send_fd(self.fd))
+
+    def __repr__(self) -> str:
+        return f"<Segment of {self.size} bytes, fd {self.fd}>"
+
+
+def send_fd(fd: int) -> tuple[int, int] | Any:
+    """What stands for a descriptor in a pickle: `receive_fd` makes a descriptor of it in the process that loads it.
+
+    While a process of the standard library is being started, its own way is taken (the descriptor is
+    inherited); else any running process of this user opens it through this one's descriptor table.
+    """
+    context = sys.modules.get("multiprocessing.context")  # not loaded: nobody is spawning
+    if context is not None and context.get_spawning_popen() is not None:
+        from multiprocessing.reduction import DupFd
+
+        return DupFd(fd)
+    return os.getpid(), fd
+
+
+def receive_fd(handle: tuple[int, int] | Any, inode: tuple[int, int]) -> int:
+    """A descriptor of this process for what `send_fd` gave.
+
+    Args:
+        handle: What `send_fd` gave.
+        inode: (device, inode) of the file that was sent; anything else under that number is refused.
+
+    Raises:
+        OSError: The sender is gone, or has closed what it sent; or the descriptor limit is reached.
+    """
+    if not isinstance(handle, tuple):
+        fd: int = handle.detach()
+    else:
+        pid, number = handle
+        try:
+            fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise _gone(pid) from None
+    status = os.fstat(fd)
+    if (status.st_dev, status.st_ino) != inode:
+        os.close(fd)
+        raise _gone(handle[0] if isinstance(handle, tuple) else os.getppid())
+    return fd
+
+
+def _gone(pid: int) -> OSError:
+    return OSError(
+        errno.ESTALE,
+        f"the shared memory was sent by process {pid}, which has exited or closed it: "
+        "keep the object alive in the sender until it has been received",
+    )
+
+
+def _receive(inode: tuple[int, int], size: int, handle: tuple[int, int] | Any) -> Segment:
+    known = _known.get(inode)
+    if known is not None and known.fd >= 0 and isinstance(handle, tuple):
+        return known
+    return Segment.from_fd(receive_fd(handle, inode), size=size)
