@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from typing import Any
 
 from setuptools import build_meta as _setuptools
 from setuptools.build_meta import (  # noqa: F401  (the hooks that need no compiler)
@@ -44,21 +45,25 @@ def _require_tools() -> None:
         raise SystemExit(message)
 
 
-def get_requires_for_build_wheel(config_settings=None):
+def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
     _require_tools()
-    return _setuptools.get_requires_for_build_wheel(config_settings)
+    return list(_setuptools.get_requires_for_build_wheel(config_settings))
 
 
-def get_requires_for_build_editable(config_settings=None):
+def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
     _require_tools()
-    return _setuptools.get_requires_for_build_editable(config_settings)
+    return list(_setuptools.get_requires_for_build_editable(config_settings))
 
 
-def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+def build_wheel(
+    wheel_directory: str, config_settings: dict[str, Any] | None = None, metadata_directory: str | None = None
+) -> str:
     _require_tools()
-    return _setuptools.build_wheel(wheel_directory, config_settings, metadata_directory)
+    return str(_setuptools.build_wheel(wheel_directory, config_settings, metadata_directory))
 
 
-def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+def build_editable(
+    wheel_directory: str, config_settings: dict[str, Any] | None = None, metadata_directory: str | None = None
+) -> str:
     _require_tools()
-    return _setuptools.build_editable(wheel_directory, config_settings, metadata_directory)
+    return str(_setuptools.build_editable(wheel_directory, config_settings, metadata_directory))

@@ -39,7 +39,7 @@ _HOMES = {
     "AuthenticationError": "errors",
 }
 
-__all__ = sorted(["__version__", *_HOMES])
+__all__ = sorted(["__version__", *_HOMES])  # noqa: PLE0605  (the stub beside this file is written out)
 
 
 def __getattr__(name: str) -> object:

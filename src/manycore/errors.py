@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import builtins
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import AuthenticationError, BufferTooShort, ProcessError, TimeoutError  # noqa: A004
+from multiprocessing import AuthenticationError, BufferTooShort, ProcessError, TimeoutError
 from pickle import PicklingError, UnpicklingError
 from typing import Any
 
@@ -91,7 +91,7 @@ class ResultPicklingError(ManycoreError, PicklingError, UnpicklingError):
     """A result or an exception could not be pickled in the worker, or could not be rebuilt here."""
 
 
-class RemoteTraceback(Exception):  # noqa: N818
+class RemoteTraceback(Exception):
     """The worker's traceback, as text: the `__cause__` of an exception that a task raised.
 
     Args:
@@ -106,7 +106,7 @@ class RemoteTraceback(Exception):  # noqa: N818
         return f'\n"""\n{self.text}"""'
 
 
-class OwnerDied(ManycoreError, ProcessError):  # noqa: N818
+class OwnerDied(ManycoreError, ProcessError):
     """The process that held this lock died holding it.
 
     The lock *is* held by the caller now; what it guards may be half changed.
@@ -127,9 +127,9 @@ class DeadlockError(ManycoreError, RuntimeError):
     """The parties of a wait wait for each other, so that none can ever go on."""
 
 
-class ChannelClosed(ManycoreError, EOFError, ValueError):  # noqa: N818
+class ChannelClosed(ManycoreError, EOFError, ValueError):
     """The channel was closed, and what was sent before has been received."""
 
 
-class ManagerDied(ManycoreError, ProcessError, EOFError, ConnectionError):  # noqa: N818
+class ManagerDied(ManycoreError, ProcessError, EOFError, ConnectionError):
     """The manager's process is gone, and with it the objects that it held."""

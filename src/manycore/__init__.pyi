@@ -1,0 +1,27 @@
+# The face as type checkers see it: every name of _HOMES in __init__.py, from its one home.
+# tests/unit/test_face.py compares the two.
+
+from typing import Any
+
+from manycore.errors import AuthenticationError as AuthenticationError
+from manycore.errors import BufferTooShort as BufferTooShort
+from manycore.errors import ChannelClosed as ChannelClosed
+from manycore.errors import DeadlockError as DeadlockError
+from manycore.errors import LaunchError as LaunchError
+from manycore.errors import ManagerDied as ManagerDied
+from manycore.errors import ManycoreError as ManycoreError
+from manycore.errors import ManycoreWarning as ManycoreWarning
+from manycore.errors import OwnerDied as OwnerDied
+from manycore.errors import PoolBroken as PoolBroken
+from manycore.errors import PoolClosed as PoolClosed
+from manycore.errors import ProcessError as ProcessError
+from manycore.errors import ResultPicklingError as ResultPicklingError
+from manycore.errors import TaskPicklingError as TaskPicklingError
+from manycore.errors import TaskTimeout as TaskTimeout
+from manycore.errors import TimeoutError as TimeoutError
+from manycore.errors import WorkerDied as WorkerDied
+
+__version__: str
+_HOMES: dict[str, str]
+
+def __getattr__(name: str) -> Any: ...
