@@ -77,7 +77,8 @@ def test_it_cannot_shrink_or_grow() -> None:
 
 
 def test_a_sender_that_is_gone_is_named() -> None:
-    pid = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True).stdout
+    command = [sys.executable, "-c", "import os; print(os.getpid())"]
+    pid = subprocess.run(command, capture_output=True, check=True).stdout
     segment = Segment.create(100)
     rebuild, (inode, size, _) = segment.__reduce__()
     segment.close()
