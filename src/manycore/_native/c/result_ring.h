@@ -1,0 +1,126 @@
+/* The result ring: records of bytes from one worker to the parent.
+ *
+ *     worker                                parent
+ *     wait for room, copy the record,       read records in [tail, head), copy them out,
+ *     head += size        (release)         tail += size        (release), wake a writer that waits
+ *
+ * `head` and `tail` count bytes and never wrap; a record is contiguous, and a record of size 0 says that
+ * the rest of the lap is empty. A record is published by one store after it is whole, so a worker that is
+ * killed half-way leaves nothing half-visible. The parent believes nothing: a size that cannot be is
+ * reported, and its worker is killed as if it had crashed.
+ *
+ * Source: Lamport, "Specifying Concurrent Program Modules" (the single-producer single-consumer ring). */
+#ifndef MANYCORE_RESULT_RING_H
+#define MANYCORE_RESULT_RING_H
+
+#include "wait.h"
+
+#define MC_RESULTS_MAGIC 0x6d637272u
+
+typedef struct {
+    uint32_t size;    /* bytes of the whole record, a multiple of 8; 0 = the lap ends here */
+    uint8_t status;
+    uint8_t kind;     /* how the payload is encoded */
+    uint16_t flags;
+    uint64_t task;
+    uint64_t item;
+    int64_t took_ns;
+    uint32_t length;  /* bytes of payload */
+    uint32_t unused;
+} mc_record;
+_Static_assert(sizeof(mc_record) == 40, "records are packed");
+
+typedef struct {
+    mc_header header;
+    uint64_t capacity; /* bytes of data, a power of two */
+    _Alignas(MC_CACHE_LINE) _Atomic uint64_t head; /* written by the worker */
+    _Alignas(MC_CACHE_LINE) _Atomic uint64_t tail; /* written by the parent */
+    _Alignas(MC_CACHE_LINE) mc_word full;          /* 1 while the worker sleeps for room */
+    _Alignas(MC_CACHE_LINE) uint8_t data[];
+} mc_results;
+
+static inline void mc_results_init(mc_results *r, uint64_t capacity) {
+    r->capacity = capacity;
+    r->header.version = MC_LAYOUT_VERSION;
+    atomic_thread_fence(memory_order_release);
+    r->header.magic = MC_RESULTS_MAGIC;
+}
+
+static inline bool mc_results_valid(const mc_results *r, size_t bytes) {
+    return bytes > sizeof(mc_results) && r->header.magic == MC_RESULTS_MAGIC &&
+           r->header.version == MC_LAYOUT_VERSION && r->capacity > 0 && !(r->capacity & (r->capacity - 1)) &&
+           r->capacity <= bytes - sizeof(mc_results);
+}
+
+static inline bool mc_results_empty(const mc_results *r) {
+    return atomic_load(&((mc_results *)r)->head) == atomic_load(&((mc_results *)r)->tail);
+}
+
+/* Bytes that wait for the parent. */
+static inline uint64_t mc_results_used(mc_results *r) { return atomic_load(&r->head) - atomic_load(&r->tail); }
+
+/* Where a record of `size` bytes may be written, or NULL when there is no room now. The lap's rest is
+ * given up when the record does not fit into it. */
+static inline mc_record *mc_reserve(mc_results *r, uint32_t size) {
+    uint64_t head = atomic_load_explicit(&r->head, memory_order_relaxed); /* ours alone */
+    uint64_t tail = atomic_load_explicit(&r->tail, memory_order_acquire); /* pairs with mc_take */
+    uint64_t at = head & (r->capacity - 1), rest = r->capacity - at, room = r->capacity - (head - tail);
+    if (size > rest) {
+        if (rest > room) return NULL;
+        ((mc_record *)(r->data + at))->size = 0;
+        atomic_store_explicit(&r->head, head + rest, memory_order_release); /* pairs with mc_peek */
+        at = 0;
+        room -= rest;
+    }
+    return size <= room ? (mc_record *)(r->data + at) : NULL;
+}
+
+static inline void mc_commit(mc_results *r, uint32_t size) {
+    atomic_store_explicit(&r->head, atomic_load_explicit(&r->head, memory_order_relaxed) + size,
+                          memory_order_release); /* pairs with mc_peek */
+}
+
+/* Sleep until there may be room: 0 or EINTR. */
+static inline int mc_wait_room(mc_results *r, uint32_t size) {
+    atomic_store(&r->full, 1);
+    if (mc_reserve(r, size) != NULL) {
+        atomic_store(&r->full, 0);
+        return 0;
+    }
+    int e = mc_wait(&r->full, 1, MC_NEVER);
+    atomic_store(&r->full, 0);
+    return e == EINTR ? EINTR : 0;
+}
+
+/* The next record, NULL when there is none. `*broken` is set when the bytes cannot be a record. */
+static inline mc_record *mc_peek(mc_results *r, bool *broken) {
+    uint64_t head = atomic_load_explicit(&r->head, memory_order_acquire); /* pairs with mc_commit */
+    uint64_t tail = atomic_load_explicit(&r->tail, memory_order_relaxed); /* ours alone */
+    for (;;) {
+        uint64_t used = head - tail, at = tail & (r->capacity - 1), rest = r->capacity - at;
+        if (used == 0) return NULL;
+        mc_record *record = (mc_record *)(r->data + at);
+        if (used > r->capacity || used < 8 || (tail & 7)) break;
+        uint32_t size = record->size;
+        if (size == 0) {
+            if (rest > used) break;
+            tail += rest;
+            atomic_store_explicit(&r->tail, tail, memory_order_release); /* pairs with mc_reserve */
+            continue;
+        }
+        if (size < sizeof(mc_record) || size > used || size > rest || (size & 7) ||
+            record->length > size - sizeof(mc_record))
+            break;
+        return record;
+    }
+    *broken = true;
+    return NULL;
+}
+
+static inline void mc_take(mc_results *r, uint32_t size) {
+    atomic_store(&r->tail, atomic_load_explicit(&r->tail, memory_order_relaxed) + size); /* before the look at full */
+    uint32_t waiting = 1;
+    if (atomic_load(&r->full) && atomic_compare_exchange_strong(&r->full, &waiting, 0)) mc_wake(&r->full, 1);
+}
+
+#endif
