@@ -1,0 +1,72 @@
+"""A busy worker is killed with SIGKILL: how soon its task fails, and how soon a full set is at work again.
+
+Tasks announce themselves through a FIFO, so nothing is polled. Where the pool is broken for good by the
+death, a new one is opened, as its user would have to.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from benchmarks.clock import middle, now
+from benchmarks.gate import PATIENCE, Announcements
+from benchmarks.spec import Measure, Workload
+from benchmarks.tasks import announce, noop
+
+if TYPE_CHECKING:
+    from benchmarks.peers.base import PoolAdapter
+    from benchmarks.spec import Run
+
+
+def _once(run: Run, pool: PoolAdapter, number: int) -> tuple[float, float, PoolAdapter]:
+    pool.call_all(noop, [()] * 4)
+    victim = Announcements(run.folder, f"victim{number}")
+    doomed = pool.submit(announce, victim.path, victim.release)
+    pid = victim.wait_for(1, PATIENCE)[0]
+    start = now()
+    os.kill(pid, signal.SIGKILL)
+    try:
+        pool.result(doomed)
+    except Exception:
+        failed = now() - start
+    else:
+        raise AssertionError("the task of a killed worker returned")
+    full = Announcements(run.folder, f"full{number}")
+    try:
+        handles = [pool.submit(announce, full.path, full.release) for _ in range(run.workers)]
+        full.wait_for(run.workers, PATIENCE)
+    except Exception:
+        run.closed(pool)  # broken: nothing is left to close in order
+        pool = run.pool()
+        handles = [pool.submit(announce, full.path, full.release) for _ in range(run.workers)]
+        full.wait_for(run.workers, PATIENCE)
+    recovered = now() - start
+    full.close()
+    victim.close()
+    for handle in handles:
+        pool.result(handle)
+    return failed, recovered, pool
+
+
+def run(run: Run) -> dict[str, float]:
+    pool = run.pool()
+    failed, recovered = [], []
+    for number in range(run.size(7, 1)):
+        one, two, pool = _once(run, pool, number)
+        failed.append(one * 1e3)
+        recovered.append(two * 1e3)
+    return {"failed": middle(failed), "full_set": middle(recovered)}
+
+
+WORKLOAD = Workload(
+    "killed_worker",
+    "pool",
+    (
+        Measure("failed", "busy worker killed, to its task failed", "ms", "lower", goal=5),
+        Measure("full_set", "busy worker killed, to a full set at work", "ms", "lower", goal=15),
+    ),
+    run,
+    timeout=20.0,
+)

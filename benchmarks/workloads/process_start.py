@@ -1,0 +1,44 @@
+"""Start and join of a process that does nothing, from a small parent and from one with 2 GB resident."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.clock import middle, sample
+from benchmarks.spec import Measure, Workload
+from benchmarks.tasks import noop
+
+if TYPE_CHECKING:
+    from benchmarks.spec import Run
+
+PAGE = 4096  # bytes
+
+
+def run(run: Run) -> dict[str, float]:
+    context = run.peer.context()
+
+    def start_and_join() -> None:
+        process = context.Process(target=noop)
+        process.start()
+        process.join()
+        if process.exitcode != 0:
+            raise AssertionError(f"exit code {process.exitcode}")
+
+    found = {"first": sample(start_and_join, seconds=0, least=1)[0] * 1e3}
+    found["small"] = middle(sample(start_and_join, seconds=run.seconds(1.0), least=5, most=200)) * 1e3
+    ballast = bytearray(run.size(2 << 30, 64 << 20))
+    ballast[::PAGE] = b"\1" * (len(ballast) // PAGE)
+    found["large"] = middle(sample(start_and_join, seconds=run.seconds(1.5), least=5, most=200)) * 1e3
+    return found
+
+
+WORKLOAD = Workload(
+    "process_start",
+    "process",
+    (
+        Measure("first", "the first process, start and join", "ms", "lower", goal=42),
+        Measure("small", "process start and join, small parent", "ms", "lower", goal=2),
+        Measure("large", "process start and join, 2 GB parent", "ms", "lower", goal=2),
+    ),
+    run,
+)
