@@ -1,0 +1,207 @@
+"""Values to bytes and back: pickle protocol 5, with large buffers out of band and code by value.
+
+      dumps                                             loads
+      plain builtin value --------> pickle.dumps -----> first byte 0x80: pickle.loads
+      anything else --> Pickler --> pickle bytes -----> the same
+      code by value --> Pickler --> 0x01 table body --> install(table), pickle.loads(body)
+                           |
+                           +-> buffers of 64 KiB and more, into the caller's list
+
+What travels by value, and where it lives in the receiver, is told in `by_value`.
+
+Honoured: `copyreg`, `multiprocessing.reduction.ForkingPickler.register`, `__reduce__` and its kin,
+`cloudpickle.register_pickle_by_value`.
+
+Invariants:
+    a call of `dumps` has its own pickler and shipment: calls may nest and run in many threads
+    nothing that `dumps` was given is referenced after it returns, but for the buffers in the caller's list
+If a process dies: nothing is shared.
+Unlike multiprocessing: functions and classes of `__main__`, lambdas and closures, memoryviews and
+    modules are pickled; an error names the part that cannot be.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from manycore._memory import reducers
+from manycore._memory.by_value import Shipment, become_worker, describe_main, install
+from manycore._native.codec import is_plain
+
+__all__ = ["become_worker", "describe_main", "dump_function", "dumps", "load_function", "loads"]
+
+_ENVELOPE = 0x01  # the first byte of a message with code by value; a pickle's is 0x80
+_HEAD_BYTES = 9  # that byte, and the length of the table
+_REDUCERS = reducers.REDUCERS
+
+
+class Pickler(pickle.Pickler):
+    """The general pickler: one for each message, or part of a message that is pickled on its own.
+
+    Args:
+        into: Where the bytes go.
+        shipment: What the message needs besides; shared by its parts.
+        inline: The ids of functions that are pickled in full here, because they are what is being defined.
+        buffer_callback: As for `pickle.Pickler`.
+    """
+
+    def __init__(
+        self,
+        into: io.BytesIO,
+        shipment: Shipment,
+        inline: frozenset[int] = frozenset(),
+        buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+    ) -> None:
+        super().__init__(into, 5, buffer_callback=buffer_callback)
+        self.shipment = shipment
+        self.inline = inline
+        reduction = sys.modules.get("multiprocessing.reduction")
+        self.registered: dict[type, Any] = reduction.ForkingPickler._extra_reducers if reduction is not None else {}
+
+    def reducer_override(self, value: Any) -> Any:
+        """Called by the C pickler for each value that is not of an exact builtin type."""
+        kind = type(value)
+        reducer = _REDUCERS.get(kind)
+        if reducer is None:
+            registered = self.registered.get(kind)
+            if registered is not None:
+                return registered(value)
+            if isinstance(value, type):
+                return reducers.reduce_class(self, value)
+            reducer = reducers.meet(kind)
+            if reducer is None:
+                if kind.__module__ == "socket" and "multiprocessing.reduction" not in sys.modules:
+                    return _reduce_unregistered(self, value)
+                return NotImplemented
+        return reducer(self, value)
+
+
+def _reduce_unregistered(pickler: Pickler, value: Any) -> Any:
+    """Sockets are registered by an import that the program may not have made."""
+    from multiprocessing import reduction
+
+    pickler.registered = reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+    return pickler.registered[type(value)](value) if type(value) in pickler.registered else NotImplemented
+
+
+def _pickle_part(shipment: Shipment, value: Any, inline: frozenset[int]) -> bytes:
+    if is_plain(value):
+        return pickle.dumps(value, 5)
+    into = io.BytesIO()
+    Pickler(into, shipment, inline).dump(value)
+    return into.getvalue()
+
+
+def dumps(
+    value: Any, *, buffers: list[Any] | None = None, to_parent: bool = False, roots: Sequence[str] = ()
+) -> bytes:
+    """Pickles a value.
+
+    Args:
+        value: Anything.
+        buffers: Where buffers of 64 KiB and more go, as flat memoryviews of the caller's memory; None keeps
+            them in the bytes. To be handed to `loads` in the same order.
+        to_parent: The reader is the process that sent this one its code, so that code goes back by reference.
+        roots: For an error's message: the names of the parts of `value`, which is then a tuple.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        TaskPicklingError: A part cannot be pickled; the message says which. The cause is the original error.
+        ResultPicklingError: The same, with `to_parent`.
+    """
+    if is_plain(value):
+        return pickle.dumps(value, 5)
+    into = io.BytesIO()
+    shipment = Shipment(_pickle_part, to_parent=to_parent)
+    try:
+        if buffers is None:
+            Pickler(into, shipment).dump(value)
+        else:
+            first = len(buffers)
+
+            def out_of_band(buffer: pickle.PickleBuffer) -> bool:
+                raw = buffer.raw()
+                if raw.nbytes < reducers.OUT_OF_BAND_BYTES:
+                    return True
+                buffers.append(raw)
+                return False
+
+            try:
+                Pickler(into, shipment, buffer_callback=out_of_band).dump(value)
+            except BaseException:
+                del buffers[first:]
+                raise
+        if not shipment:
+            return into.getvalue()
+        table = shipment.close()
+    except (MemoryError, ImportWarning):
+        raise
+    except Exception as error:
+        raise _explain(value, error, to_parent, roots) from error
+    return b"".join((b"\x01", len(table).to_bytes(8, "little"), table, into.getbuffer()))
+
+
+def loads(data: bytes | bytearray | memoryview, *, buffers: Sequence[Any] = ()) -> Any:
+    """Rebuilds what `dumps` pickled.
+
+    Args:
+        data: The bytes.
+        buffers: The buffers that `dumps` put out of band, in order; the value keeps those that it needs alive.
+
+    Returns:
+        An equal value. A class or function that came from this process is this process's own object.
+    """
+    if data[0] != _ENVELOPE:
+        return pickle.loads(data, buffers=buffers)
+    view = memoryview(data)
+    body = _HEAD_BYTES + int.from_bytes(view[1:_HEAD_BYTES], "little")
+    held = install(view[_HEAD_BYTES:body])
+    value = pickle.loads(view[body:], buffers=buffers)
+    del held
+    return value
+
+
+def dump_function(function: Callable[..., Any]) -> bytes:
+    """Pickles what a task calls: by reference when a worker can import it, else by value.
+
+    Args:
+        function: Any callable that can be pickled: a function, a method, a partial, a callable instance, a class.
+
+    Returns:
+        The bytes; equal bytes mean that the function, and all that it reads, is unchanged.
+
+    Raises:
+        TaskPicklingError: Something that the function holds cannot be pickled.
+    """
+    return dumps(function, roots=("function",))
+
+
+def load_function(data: bytes | bytearray | memoryview) -> Callable[..., Any]:
+    """Rebuilds what `dump_function` pickled."""
+    function: Callable[..., Any] = loads(data)
+    return function
+
+
+def _explain(value: Any, error: Exception, to_parent: bool, roots: Sequence[str]) -> Exception:
+    from manycore import errors
+    from manycore._memory.culprit import find_culprit
+
+    def fails(part: Any) -> Exception | None:
+        try:
+            shipment = Shipment(_pickle_part, to_parent=to_parent)
+            Pickler(io.BytesIO(), shipment).dump(part)
+            shipment.close()
+        except Exception as failure:
+            return failure
+        return None
+
+    path, reason = find_culprit(value, error, fails, roots)
+    kind = errors.ResultPicklingError if to_parent else errors.TaskPicklingError
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return kind(f"{path}: {reason}{notes}" if path else f"{reason}{notes}")

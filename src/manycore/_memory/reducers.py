@@ -1,0 +1,255 @@
+"""How values that plain pickle refuses, or pickles slowly, are pickled: a table from exact type to reducer.
+
+Each reducer gets the pickler and the value, and returns a reduce value or NotImplemented ("as plain
+pickle would"). The functions with a leading underscore rebuild, in the receiver.
+
+NumPy is never imported here: its reducer enters the table once a program has imported it.
+"""
+
+from __future__ import annotations
+
+import array
+import copyreg
+import functools
+import sys
+import types
+import weakref
+from collections.abc import Callable
+from pickle import PickleBuffer
+from typing import TYPE_CHECKING, Any
+
+from manycore._memory import by_value
+
+if TYPE_CHECKING:
+    from manycore._memory.codec import Pickler
+
+    Reducer = Callable[[Pickler, Any], Any]
+
+OUT_OF_BAND_BYTES = 65536  # shorter buffers are copied faster than they are accounted for
+
+
+def _as_plain(pickler: Pickler, value: Any) -> Any:
+    return NotImplemented
+
+
+def reduce_class(pickler: Pickler, value: type) -> Any:
+    return pickler.shipment.reduce_class(value)
+
+
+def _reduce_function(pickler: Pickler, value: types.FunctionType) -> Any:
+    return pickler.shipment.reduce_function(value, pickler.inline)
+
+
+def _reduce_cell(pickler: Pickler, value: types.CellType) -> Any:
+    return by_value.reduce_cell(value)
+
+
+def _reduce_module(pickler: Pickler, value: types.ModuleType) -> Any:
+    if by_value.importable(value.__name__):
+        return by_value._import, (value.__name__, ())
+    pickler.shipment.need_module(value)
+    return by_value._shipped_module, (value.__name__,)
+
+
+def _reduce_method(pickler: Pickler, value: types.MethodType) -> Any:
+    owner, name = value.__self__, getattr(value.__func__, "__name__", "")
+    if getattr(owner, name, None) == value:
+        return getattr, (owner, name)
+    return types.MethodType, (value.__func__, owner)
+
+
+def _reduce_static(pickler: Pickler, value: Any) -> Any:
+    return type(value), (value.__func__,)
+
+
+def _reduce_property(pickler: Pickler, value: property) -> Any:
+    return property, (value.fget, value.fset, value.fdel, value.__doc__)
+
+
+def _reduce_cached_property(pickler: Pickler, value: functools.cached_property[Any]) -> Any:
+    return _cached_property, (value.func, value.attrname)
+
+
+def _cached_property(function: Any, name: str | None) -> functools.cached_property[Any]:
+    made: functools.cached_property[Any] = functools.cached_property(function)
+    if name is not None:
+        made.__set_name__(object, name)
+    return made
+
+
+def _reduce_lru(pickler: Pickler, value: Any) -> Any:
+    return pickler.shipment.reduce_object(value, pickler.inline)
+
+
+def _reduce_mapping_proxy(pickler: Pickler, value: types.MappingProxyType[Any, Any]) -> Any:
+    return types.MappingProxyType, (value.copy(),)
+
+
+def _reduce_weak_keys(pickler: Pickler, value: Any) -> Any:
+    return _weak_dict, (type(value), list(value.items()))
+
+
+def _weak_dict(kind: Any, items: list[tuple[Any, Any]]) -> Any:
+    made = kind()
+    for key, value in items:
+        made[key] = value
+    return made
+
+
+def _reduce_weak_set(pickler: Pickler, value: weakref.WeakSet[Any]) -> Any:
+    return weakref.WeakSet, (list(value),)
+
+
+def _reduce_keys(pickler: Pickler, value: Any) -> Any:
+    return _keys, (list(value),)
+
+
+def _keys(items: list[Any]) -> Any:
+    return dict.fromkeys(items).keys()
+
+
+def _reduce_values(pickler: Pickler, value: Any) -> Any:
+    return _values, (list(value),)
+
+
+def _values(items: list[Any]) -> Any:
+    return dict(enumerate(items)).values()
+
+
+def _reduce_items(pickler: Pickler, value: Any) -> Any:
+    return _items, (list(value),)
+
+
+def _items(items: list[tuple[Any, Any]]) -> Any:
+    return dict(items).items()
+
+
+def _reduce_memoryview(pickler: Pickler, value: memoryview) -> Any:
+    if value.c_contiguous:
+        data: Any = PickleBuffer(value)
+    else:
+        data = value.tobytes() if value.readonly else bytearray(value.tobytes())
+    return _memoryview, (data, value.format, value.shape)
+
+
+def _memoryview(data: Any, code: str, shape: tuple[int, ...]) -> memoryview:
+    flat = memoryview(data).cast("B")
+    if len(shape) == 1 and code == "B":
+        return flat
+    if 0 in shape:
+        return flat.cast(code)  # type: ignore[call-overload,no-any-return]
+    return flat.cast(code, shape)  # type: ignore[call-overload,no-any-return]
+
+
+def _reduce_array(pickler: Pickler, value: array.array[Any]) -> Any:
+    if value.itemsize * len(value) < OUT_OF_BAND_BYTES:
+        return NotImplemented
+    return _array, (value.typecode, PickleBuffer(value))
+
+
+def _array(code: str, data: Any) -> array.array[Any]:
+    made: array.array[Any] = array.array(code)
+    made.frombytes(data)
+    return made
+
+
+def _reduce_ndarray(pickler: Pickler, value: Any) -> Any:
+    dtype = value.dtype
+    flags = value.flags
+    if (
+        dtype.isbuiltin != 1
+        or dtype.hasobject
+        or dtype.metadata is not None
+        or not (flags.c_contiguous or flags.f_contiguous)
+        or value.size == 0
+        or type(value) in copyreg.dispatch_table
+    ):
+        return NotImplemented
+    return _ndarray, (value.shape, dtype.str, PickleBuffer(value), "C" if flags.c_contiguous else "F")
+
+
+def _ndarray(shape: tuple[int, ...], dtype: str, data: Any, order: str) -> Any:
+    import numpy
+
+    return numpy.ndarray(shape, dtype, data, 0, None, order)  # type: ignore[arg-type]
+
+
+def _reduce_type_variable(pickler: Pickler, value: Any) -> Any:
+    if by_value.find(value.__module__, value.__name__) is value and by_value.importable(value.__module__):
+        return NotImplemented
+    options = {
+        name: flag for name in ("covariant", "contravariant", "infer_variance") if (flag := getattr(value, f"__{name}__", False))
+    }
+    bound = getattr(value, "__bound__", None)
+    if bound is not None:
+        options["bound"] = bound
+    constraints = getattr(value, "__constraints__", ())
+    return _type_variable, (type(value), (value.__name__, *constraints), options, value.__module__)
+
+
+def _type_variable(kind: Any, arguments: tuple[Any, ...], options: dict[str, Any], module: str) -> Any:
+    made = kind(*arguments, **options)
+    made.__module__ = module
+    return made
+
+
+def _reduce_new_type(pickler: Pickler, value: Any) -> Any:
+    if by_value.find(value.__module__, value.__qualname__) is value and by_value.importable(value.__module__):
+        return NotImplemented
+    return _type_variable, (type(value), (value.__name__, value.__supertype__), {}, value.__module__)
+
+
+def _reduce_sentinel(pickler: Pickler, value: Any) -> Any:
+    """The sentinels of `dataclasses` are compared by identity, which plain pickle loses."""
+    module = sys.modules["dataclasses"]
+    for name, each in vars(module).items():
+        if each is value:
+            return getattr, (module, name)
+    return NotImplemented
+
+
+REDUCERS: dict[type, Reducer] = {
+    types.FunctionType: _reduce_function,
+    type: reduce_class,
+    types.ModuleType: _reduce_module,
+    types.CellType: _reduce_cell,
+    types.MethodType: _reduce_method,
+    types.MappingProxyType: _reduce_mapping_proxy,
+    staticmethod: _reduce_static,
+    classmethod: _reduce_static,
+    property: _reduce_property,
+    functools.cached_property: _reduce_cached_property,
+    functools._lru_cache_wrapper: _reduce_lru,
+    weakref.WeakKeyDictionary: _reduce_weak_keys,
+    weakref.WeakValueDictionary: _reduce_weak_keys,
+    weakref.WeakSet: _reduce_weak_set,
+    type({}.keys()): _reduce_keys,
+    type({}.values()): _reduce_values,
+    type({}.items()): _reduce_items,
+    memoryview: _reduce_memoryview,
+    array.array: _reduce_array,
+    # ForkingPickler registers reducers for these that need multiprocessing in the receiver; they pickle well.
+    functools.partial: _as_plain,
+    types.MethodDescriptorType: _as_plain,
+    types.WrapperDescriptorType: _as_plain,
+}
+
+_LATER: dict[tuple[str, str], Reducer] = {
+    ("numpy", "ndarray"): _reduce_ndarray,
+    ("typing", "TypeVar"): _reduce_type_variable,
+    ("typing", "ParamSpec"): _reduce_type_variable,
+    ("typing", "TypeVarTuple"): _reduce_type_variable,
+    ("typing", "NewType"): _reduce_new_type,
+    ("dataclasses", "_MISSING_TYPE"): _reduce_sentinel,
+    ("dataclasses", "_FIELD_BASE"): _reduce_sentinel,
+    ("dataclasses", "_KW_ONLY_TYPE"): _reduce_sentinel,
+}
+
+
+def meet(kind: type) -> Reducer | None:
+    """The reducer for a type that is not in the table yet; enters it."""
+    reducer = _LATER.get((kind.__module__, kind.__qualname__))
+    if reducer is not None and getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind:
+        REDUCERS[kind] = reducer
+        return reducer
+    return None

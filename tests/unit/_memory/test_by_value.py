@@ -1,0 +1,46 @@
+"""Code by value: scripts without a guard, standard input, exec, and what a worker sends back."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SCRIPT = HERE / "main_script.py"
+
+
+def run(*command, **options):
+    environment = {**os.environ, "MANYCORE_TEST_DIRECTORY": str(HERE)}
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=60, check=False, **options
+    )
+    assert done.stdout == "done\n", done.stderr
+    assert done.returncode == 0
+
+
+def test_script_without_guard():
+    run(str(SCRIPT))
+
+
+def test_standard_input():
+    run("-", input=SCRIPT.read_text())
+
+
+@pytest.mark.parametrize("name", ["__main__", "notebook", "<cell>"])
+def test_exec_namespace(name):
+    code = f"exec(compile(open({str(SCRIPT)!r}).read(), 'cell', 'exec'), {{'__name__': {name!r}}})"
+    run("-c", code)
+
+
+def test_module_loaded_from_a_path(tmp_path):
+    module = tmp_path / "elsewhere.py"
+    module.write_text(SCRIPT.read_text())
+    run("-c", f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("elsewhere", {str(module)!r})
+module = importlib.util.module_from_spec(spec)
+sys.modules["elsewhere"] = module
+spec.loader.exec_module(module)
+""")
