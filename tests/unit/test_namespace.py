@@ -50,9 +50,8 @@ def pairs() -> list[tuple[str, Any, Any]]:
     ]
     for module in MODULES:
         standard, ours = importlib.import_module(f"multiprocessing.{module}"), ours_of(module)
-        for name in public(standard) if ours else []:
-            if hasattr(ours, name):
-                found.append((f"{module}.{name}", getattr(standard, name), getattr(ours, name)))
+        here = [name for name in public(standard) if hasattr(ours, name)] if ours else []
+        found += [(f"{module}.{name}", getattr(standard, name), getattr(ours, name)) for name in here]
     if "ProcessPoolExecutor" in manycore._HOMES:
         executor = concurrent.futures.ProcessPoolExecutor
         found.append(("ProcessPoolExecutor", executor, manycore.ProcessPoolExecutor))
