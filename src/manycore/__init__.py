@@ -37,6 +37,8 @@ _HOMES = {
     "TimeoutError": "errors",
     "BufferTooShort": "errors",
     "AuthenticationError": "errors",
+    "Certificate": "_launch",
+    "cpu_count": "_launch",
 }
 
 __all__ = sorted(["__version__", *_HOMES])  # noqa: PLE0605  (the stub beside this file is written out)

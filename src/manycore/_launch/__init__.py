@@ -1,1 +1,58 @@
-"""..."""
+"""Process life: start, watch, end.
+
+    launcher.py     the parent's side: requests, the reaper thread
+    child.py        a launched process, as its parent sees it
+    certificate.py  how a process ended
+    zygote.py       the clean process that forks children
+    worker.py       what a forked child does around the caller's function
+    wire.py         the records between them
+    interpreter.py  the command that executes a zygote
+    machine.py      the cores and the memory that this process may use
+    oom.py          whether the out-of-memory killer was at work
+
+A zygote imports this package as well, so its names are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from manycore._launch.certificate import Certificate, ExitStatus
+    from manycore._launch.child import Child
+    from manycore._launch.launcher import ensure_started, launch, preload, shutdown
+    from manycore._launch.machine import cpu_count, memory_limit_bytes
+
+_HOMES = {
+    "Certificate": "certificate",
+    "Child": "child",
+    "ExitStatus": "certificate",
+    "cpu_count": "machine",
+    "ensure_started": "launcher",
+    "launch": "launcher",
+    "memory_limit_bytes": "machine",
+    "preload": "launcher",
+    "shutdown": "launcher",
+}
+
+__all__ = [
+    "Certificate",
+    "Child",
+    "ExitStatus",
+    "cpu_count",
+    "ensure_started",
+    "launch",
+    "memory_limit_bytes",
+    "preload",
+    "shutdown",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,59 @@
+"""How a process ended: what is known for certain, and None where nothing is."""
+
+from __future__ import annotations
+
+import signal
+from typing import NamedTuple
+
+__all__ = ["Certificate", "ExitStatus"]
+
+
+class Certificate(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+        pid: The process, or 0 where it never started.
+        title: Its title.
+        exitcode: As `multiprocessing` has it: what it exited with, or minus the signal that ended it.
+            None where nobody could learn it (it never started, or its zygote was killed on a kernel older
+            than 6.15).
+        user_seconds: Processor time in user mode, its own ended children included.
+        system_seconds: Processor time in the kernel, its own ended children included.
+        peak_rss_bytes: The most memory that it held at one time.
+        wall_seconds: From its fork to its end.
+        oom: Whether the kernel's out-of-memory killer ended it; None where the kernel does not say.
+        stack: Its Python stacks when a fatal signal ended it (`faulthandler`'s report), or None.
+        note: What else is to be said, such as why it never started.
+    """
+
+    pid: int
+    title: str
+    exitcode: int | None
+    user_seconds: float = 0.0
+    system_seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    wall_seconds: float = 0.0
+    oom: bool | None = None
+    stack: str | None = None
+    note: str = ""
+
+    @property
+    def signal_name(self) -> str | None:
+        """The name of the signal that ended it, such as "SIGKILL", or None."""
+        if self.exitcode is None or self.exitcode >= 0:
+            return None
+        try:
+            return signal.Signals(-self.exitcode).name
+        except ValueError:
+            return f"signal {-self.exitcode}"
+
+    def describe(self) -> str:
+        """Say in a few words how it ended: "SIGKILL (out of memory)", "exit code 3"."""
+        if self.exitcode is None:
+            return self.note or "exit code unknown"
+        if self.exitcode >= 0:
+            return f"exit code {self.exitcode}"
+        return f"{self.signal_name}{' (out of memory)' if self.oom else ''}"
+
+
+ExitStatus = Certificate

@@ -1,0 +1,644 @@
+"""The parent's side of launching: one zygote, one table of children, one thread that learns of deaths.
+
+      any thread                      the reaper thread (daemon)
+      launch()  -> request -> socket
+                                      socket:  STARTED -> pid, pidfd;  EXITED -> status, on_exit
+                                      pidfds:  a death that the zygote did not report in time
+                                      zygote's pidfd and end of file: replace it
+
+Invariants, under `_lock`:
+    a child is in `_children` from its request until its end is known
+    a request is kept until its child is STARTED or ended, so that a new zygote can be given it; a child says
+        STARTED before it runs anything, so nothing runs twice
+    `_waiting` is in the order of the calls, and while it is not empty nothing overtakes it
+Locks: `_lock` guards all the fields below it; nothing that can block, and no callback, runs under it.
+If a process dies:
+    the zygote: what it and its children still sent is read to the end of file, then it is replaced and
+        gets the requests that were not STARTED. The children go on; their exit codes come from the kernel.
+    the zygote again and again, before it has started anything: requests fail with LaunchError.
+    a fork of this process: it starts with no launcher, and makes its own when it needs one.
+"""
+
+from __future__ import annotations
+
+import _socket
+import array
+import errno
+import fcntl
+import marshal
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from manycore._launch import interpreter, wire
+from manycore._launch.certificate import Certificate
+from manycore._launch.child import Child, exit_code_from_kernel
+from manycore._launch.oom import OomWatch
+
+_REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
+_ORPHAN_GRACE_S = 0.2  # for init to reap the child of a dead zygote, which is when the kernel tells its exit code
+_DRAIN_S = 1.0  # for the end of file after a zygote's death; longer only if a child was stopped before STARTED
+_RETRY_S = 0.005  # when the kernel has no room for more descriptors in flight
+_END_S = 2.0  # for the zygote to kill all that is left, at exit
+_ZYGOTE_DEATHS = 3  # in a row without a child started: then it is of no use to try again
+_LOWEST_FD = 10  # ours stay clear of the numbers that programs use by number
+
+
+class _Request:
+    """A launch that has not been STARTED. Owns duplicates of the caller's descriptors."""
+
+    __slots__ = ("child", "entry", "fds", "payload", "sent")
+
+    def __init__(self, child: Child, entry: str, payload: bytes, fds: Sequence[int]) -> None:
+        self.child = child
+        self.entry = entry
+        self.payload: bytes | None = payload
+        self.fds: list[int] = []
+        self.sent = False
+        try:
+            if len(payload) > wire.MAX_INLINE_BYTES:
+                self.fds.append(_memfd(payload))
+                self.payload = None
+            self.fds += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD) for fd in fds]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+
+class _Zygote:
+    """One zygote of this process, and what it was told."""
+
+    def __init__(self, lifeline: int) -> None:
+        pid = os.getpid()
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        opened: list[int] = []
+        try:
+            opened += [_high(theirs.detach()), _high(os.pidfd_open(pid))]
+            executable, argv = interpreter.command(pid)
+            actions: list[Any] = [(os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_RDWR, 0) for n in _closed_standard()]
+            for source, target in zip(
+                [opened[0], lifeline, opened[1]], [wire.CONTROL_FD, wire.LIFELINE_FD, wire.PARENT_FD], strict=True
+            ):
+                actions.append((os.POSIX_SPAWN_DUP2, source, target))
+            self.pid = os.posix_spawn(
+                executable,
+                argv,
+                os.environ,
+                file_actions=actions,
+                setpgroup=0,  # Ctrl-C is for the parent
+                setsigmask=[],
+                setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            for fd in opened:
+                os.close(fd)
+        self.socket = ours
+        self.socket.setblocking(False)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:  # already dead, and reaped by somebody else
+            self.pidfd = -1
+        self.context: tuple[Any, ...] | None = None
+        self.dead_since = 0.0
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        try:
+            os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+
+    def fresh_context(self) -> tuple[Any, ...] | None:
+        """The directory, environment, path and arguments of this process, if they changed since the last request."""
+        try:
+            cwd = os.getcwd()
+        except OSError:
+            cwd = None
+        environment = os.environ._data  # type: ignore[attr-defined]  # the encoded pairs, without a copy
+        context = (cwd, environment, interpreter.import_path(), getattr(sys, "argv", []))
+        if context == self.context:
+            return None
+        self.context = (cwd, dict(environment), context[2], list(context[3]))
+        return self.context
+
+
+class Launcher:
+    """See the module. One a process: `current()`."""
+
+    def __init__(self) -> None:
+        self.owner_pid = os.getpid()
+        self._lock = threading.Lock()
+        self._zygote: _Zygote | None = None
+        self._children: dict[int, Child] = {}
+        self._by_pidfd: dict[int, Child] = {}
+        self._requests: dict[int, _Request] = {}
+        self._waiting: deque[_Request] = deque()
+        self._overdue: dict[int, tuple[float, Child]] = {}  # by launch id: dead, but not yet reported; the deadline
+        self._preloads: list[str] = []
+        self._unsent_preloads: list[str] = []
+        self._next_id = 1
+        self._deaths = 0  # of zygotes in a row without a child started
+        self._ending = False
+        self._blocked = False  # requests wait for room in the socket, so the reaper polls for it
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._lifeline, self._lifeline_write = _high(read), _high(write)
+        self._wake = _high(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._oom = OomWatch()
+        self._thread: threading.Thread | None = None
+
+    # -- called by any thread ----------------------------------------------------------------------------
+
+    def launch(
+        self, entry: str, payload: bytes, fds: Sequence[int], title: str, on_exit: Callable[[Child], None] | None
+    ) -> Child:
+        if len(fds) > wire.MAX_FDS:
+            raise ValueError(f"a child can be given {wire.MAX_FDS} descriptors, not {len(fds)}")
+        with self._lock:
+            child = Child(self, self._next_id, title, on_exit)
+            request = _Request(child, entry, payload, fds)
+            try:
+                self._ensure_zygote()
+            except OSError as error:
+                request.close()
+                raise _launch_error(f"no zygote can be started: {error}", error.errno) from error
+            self._next_id += 1
+            self._children[child.launch_id] = child
+            self._requests[child.launch_id] = request
+            self._waiting.append(request)
+            self._send_waiting()
+        return child
+
+    def ensure_started(self) -> None:
+        with self._lock:
+            self._ensure_zygote()
+
+    def preload(self, modules: Sequence[str]) -> None:
+        with self._lock:
+            new = [name for name in modules if name not in self._preloads]
+            self._preloads += new
+            self._unsent_preloads += new
+            if self._zygote is not None:
+                self._send_waiting()
+
+    def own_group(self, child: Child) -> None:
+        """Have the child's process group end with it, also when it exits by itself."""
+        with self._lock:
+            if self._zygote is not None:
+                self._send((wire.OWN_GROUP, child.launch_id), [])
+
+    def end(self) -> None:
+        """Kill every child and the zygote, wait for that, and close what is open."""
+        with self._lock:
+            self._ending = True
+            zygote = self._zygote
+            if zygote is not None:
+                try:
+                    zygote.socket.shutdown(_socket.SHUT_WR)
+                except OSError:
+                    pass
+            self._wake_reaper()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_END_S)
+            if thread.is_alive() and zygote is not None and zygote.pidfd >= 0:
+                signal.pidfd_send_signal(zygote.pidfd, signal.SIGKILL)
+                thread.join()
+        if zygote is not None:
+            try:
+                os.waitpid(zygote.pid, 0)
+            except ChildProcessError:
+                pass
+        self.close()
+
+    def close(self) -> None:
+        """Close every descriptor of this object's own."""
+        self._epoll.close()
+        for fd in (self._lifeline, self._lifeline_write, self._wake):
+            os.close(fd)
+        if self._zygote is not None:
+            self._zygote.close()
+
+    # -- under the lock ------------------------------------------------------------------------------------
+
+    def _ensure_zygote(self) -> None:
+        if self._zygote is not None:
+            return
+        if self._ending:
+            raise OSError(errno.ESHUTDOWN, "the interpreter is ending")
+        zygote = self._zygote = _Zygote(self._lifeline)
+        self._unsent_preloads = list(self._preloads)
+        self._epoll.register(zygote.socket.fileno(), select.EPOLLIN)
+        if zygote.pidfd >= 0:
+            self._epoll.register(zygote.pidfd, select.EPOLLIN)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="manycore-reaper", daemon=True)
+            self._thread.start()
+        else:
+            self._wake_reaper()
+        if self._unsent_preloads:
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """Send what waits, as far as the socket takes it."""
+        zygote = self._zygote
+        if zygote is None:
+            return
+        sent = True
+        if self._unsent_preloads:
+            sent = self._send((wire.PRELOAD, self._unsent_preloads, zygote.fresh_context()), [])
+            if sent:
+                self._unsent_preloads = []
+        while sent and self._waiting:
+            request = self._waiting[0]
+            context = zygote.fresh_context()
+            standard, mask = _standard()
+            child = request.child
+            record = (wire.LAUNCH, child.launch_id, request.entry, request.payload, child.title, mask, context)
+            sent = self._send(record, [*standard, *request.fds])
+            if sent:
+                request.sent = True
+                self._waiting.popleft()
+            elif context is not None:
+                zygote.context = None
+        if self._blocked == sent:
+            self._blocked = not sent
+            self._epoll.modify(zygote.socket.fileno(), select.EPOLLIN if sent else select.EPOLLIN | select.EPOLLOUT)
+            if not sent:
+                self._wake_reaper()
+
+    def _send(self, record: tuple[Any, ...], fds: list[int]) -> bool:
+        """Send one record, if there is room for it."""
+        if self._zygote is None:
+            return False
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+        try:
+            self._zygote.socket.sendmsg([marshal.dumps(record)], ancillary)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE and record[0] == wire.LAUNCH:
+                text = "the environment, sys.path and arguments do not fit one record"
+                raise _launch_error(text, error.errno) from None
+            return False  # ETOOMANYREFS, ENOBUFS: later; a broken pipe: the zygote is gone, the next one gets it
+        return True
+
+    def _wake_reaper(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    # -- the reaper thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        calls: list[tuple[Callable[[Child], None], Child]] = []
+        while not self._ending or self._zygote is not None or self._children:
+            events = self._epoll.poll(self._patience())
+            with self._lock:
+                self._handle(events, calls)
+            for callback, child in calls:
+                try:
+                    callback(child)
+                except BaseException:
+                    sys.excepthook(*sys.exc_info())
+            calls.clear()
+
+    def _patience(self) -> float | None:
+        times = [deadline for deadline, _ in self._overdue.values()]
+        zygote = self._zygote
+        if zygote is not None and zygote.dead_since:
+            times.append(zygote.dead_since + _DRAIN_S)
+        if self._blocked:
+            times.append(time.monotonic() + _RETRY_S)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _handle(self, events: list[tuple[int, int]], calls: list[tuple[Callable[[Child], None], Child]]) -> None:
+        now = time.monotonic()
+        zygote = self._zygote
+        at_end = False
+        for fd, _ in events:
+            if fd == self._wake:
+                os.eventfd_read(self._wake)
+            elif zygote is not None and fd == zygote.pidfd:
+                self._epoll.unregister(fd)
+                zygote.dead_since = now
+            elif fd in self._by_pidfd:
+                child = self._by_pidfd.pop(fd)
+                self._epoll.unregister(fd)
+                self._overdue[child.launch_id] = (now + _REPORT_GRACE_S, child)
+        if zygote is not None:
+            at_end = self._receive(zygote, calls)
+            if at_end or (zygote.dead_since and now >= zygote.dead_since + _DRAIN_S):
+                self._replace(zygote, calls)
+            elif self._blocked or self._waiting:
+                self._send_waiting()
+        for deadline, child in list(self._overdue.values()):
+            if now >= deadline:
+                patience = 0.0 if self._zygote is zygote and not at_end else _ORPHAN_GRACE_S
+                code = exit_code_from_kernel(child._pid, child._pidfd, patience)
+                self._finish(child, Certificate(child._pid, child.title, code, oom=self._oom_of(child, code)), calls)
+
+    def _receive(self, zygote: _Zygote, calls: list[tuple[Callable[[Child], None], Child]]) -> bool:
+        """Take every report there is.
+
+        Returns:
+            Whether the zygote has closed its end.
+        """
+        while True:
+            try:
+                record, ancillary, _, _ = zygote.socket.recvmsg(
+                    wire.MAX_RECORD_BYTES, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+            if not record:
+                return True
+            pidfd = -1
+            for level, kind, data in ancillary:
+                if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS and len(data) >= 4:
+                    pidfd = int.from_bytes(data[:4], sys.byteorder)
+            report = marshal.loads(record)  # noqa: S302  # from our own zygote
+            if report[0] == wire.STARTED:
+                self._started(report[1], report[2], pidfd)
+            elif report[0] == wire.EXITED:
+                self._exited(report, calls)
+            elif report[0] == wire.FAILED:
+                self._fail(report[1], _launch_error(report[3], report[2]), calls)
+            elif report[0] == wire.PRELOAD_FAILED:
+                self._warn_of_preload(report[1], report[2])
+
+    def _started(self, launch_id: int, pid: int, pidfd: int) -> None:
+        self._deaths = 0
+        self._forget_request(launch_id)
+        child = self._children.get(launch_id)
+        if child is None:
+            if pidfd >= 0:
+                os.close(pidfd)
+            return
+        if pidfd < 0:  # no descriptor was left, on one side or the other
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                pidfd = -1
+        child._set_started(pid, pidfd)
+        if pidfd >= 0:
+            self._by_pidfd[pidfd] = child
+            self._epoll.register(pidfd, select.EPOLLIN)
+
+    def _exited(self, report: tuple[Any, ...], calls: list[tuple[Callable[[Child], None], Child]]) -> None:
+        _, launch_id, pid, status, user, system, peak, wall, text = report
+        child = self._children.get(launch_id)
+        if child is None:
+            return
+        if not child._started.is_set():
+            self._forget_request(launch_id)
+            child._set_started(pid, _ended_fd())
+        code = os.waitstatus_to_exitcode(status)
+        oom = self._oom_of(child, code)
+        self._finish(child, Certificate(pid, child.title, code, user, system, peak, wall, oom, text or None), calls)
+
+    def _oom_of(self, child: Child, code: int | None) -> bool | None:
+        if code != -signal.SIGKILL or child._killed:
+            return False
+        return self._oom.has_killed()
+
+    def _finish(
+        self,
+        child: Child,
+        status: Certificate,
+        calls: list[tuple[Callable[[Child], None], Child]],
+        error: OSError | None = None,
+    ) -> None:
+        self._children.pop(child.launch_id, None)
+        self._overdue.pop(child.launch_id, None)
+        if self._by_pidfd.pop(child._pidfd, None) is not None:
+            self._epoll.unregister(child._pidfd)
+        callback = child._set_ended(status, error)
+        if callback is not None:
+            calls.append((callback, child))
+
+    def _fail(self, launch_id: int, error: OSError, calls: list[tuple[Callable[[Child], None], Child]]) -> None:
+        self._forget_request(launch_id)
+        child = self._children.get(launch_id)
+        if child is not None:
+            self._finish(child, Certificate(0, child.title, None, note=str(error)), calls, error)
+
+    def _forget_request(self, launch_id: int) -> None:
+        request = self._requests.pop(launch_id, None)
+        if request is not None:
+            request.close()
+
+    def _replace(self, zygote: _Zygote, calls: list[tuple[Callable[[Child], None], Child]]) -> None:
+        """Put another zygote in the place of one whose last word has been read."""
+        self._epoll.unregister(zygote.socket.fileno())
+        if zygote.pidfd >= 0 and not zygote.dead_since:
+            self._epoll.unregister(zygote.pidfd)
+        zygote.close()
+        self._zygote = None
+        self._blocked = False
+        self._deaths += 1
+        self._waiting = deque(self._requests[launch_id] for launch_id in sorted(self._requests))
+        for child in self._by_pidfd.values():  # at the latest now, for the zygote will not report
+            if self._ending:
+                self._overdue[child.launch_id] = (time.monotonic(), child)
+        if not self._waiting:
+            return
+        problem = f"the zygote died {self._deaths} times in a row before it started a process"
+        if self._ending:
+            problem = "the interpreter is ending"
+        elif self._deaths < _ZYGOTE_DEATHS:
+            try:
+                self._ensure_zygote()
+                self._send_waiting()
+                return
+            except OSError as error:
+                problem = f"no zygote can be started: {error}"
+        self._deaths = 0
+        self._waiting.clear()
+        for launch_id in list(self._requests):
+            self._fail(launch_id, _launch_error(problem, errno.ECHILD), calls)
+
+    @staticmethod
+    def _warn_of_preload(module: str, text: str) -> None:
+        import warnings
+
+        from manycore.errors import ManycoreWarning
+
+        try:
+            warnings.warn(f"cannot preload {module}: {text}", ManycoreWarning, stacklevel=2)
+        except ManycoreWarning:  # warnings are errors, and there is no caller to raise it in
+            sys.excepthook(*sys.exc_info())
+
+
+# -- helpers ------------------------------------------------------------------------------------------------
+
+
+def _launch_error(text: str, number: int | None) -> OSError:
+    from manycore.errors import LaunchError
+
+    return LaunchError(number, text)
+
+
+def _high(fd: int) -> int:
+    """Move a descriptor of ours out of the low numbers."""
+    if fd >= _LOWEST_FD:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
+    finally:
+        os.close(fd)
+
+
+def _memfd(data: bytes) -> int:
+    fd = os.memfd_create("manycore-payload", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _standard() -> tuple[list[int], int]:
+    """Which of 0, 1 and 2 are open, and the same as a bit mask."""
+    closed = _closed_standard()
+    present = [number for number in range(3) if number not in closed]
+    return present, sum(1 << number for number in present)
+
+
+def _closed_standard() -> list[int]:
+    closed = []
+    for number in range(3):
+        try:
+            fcntl.fcntl(number, fcntl.F_GETFD)
+        except OSError:
+            closed.append(number)
+    return closed
+
+
+def _ended_fd() -> int:
+    """A descriptor that is ready to read for ever, as the pidfd of a process that has ended."""
+    try:
+        return os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError:
+        return -1
+
+
+# -- the one of this process --------------------------------------------------------------------------------
+
+_current: Launcher | None = None
+_current_lock = threading.Lock()
+
+
+def current() -> Launcher:
+    """The launcher of this process, made at the first call."""
+    global _current
+    if _current is None:
+        with _current_lock:
+            if _current is None:
+                _current = Launcher()
+                _hook()
+    return _current
+
+
+_hooked = False
+
+
+def _hook() -> None:
+    global _hooked
+    if _hooked:
+        return
+    _hooked = True
+    import atexit
+
+    os.register_at_fork(after_in_child=_forget)
+    atexit.register(_at_exit)
+
+
+def _forget() -> None:
+    """In a fork of this process: nothing of the launcher is ours; only its descriptors must not stay open here."""
+    global _current, _current_lock
+    launcher, _current = _current, None
+    _current_lock = threading.Lock()
+    if launcher is None:
+        return
+    launcher.close()
+
+
+def shutdown() -> None:
+    """Kill every child that was launched, and the zygote, and wait until they are gone; a later launch begins anew."""
+    global _current
+    launcher, _current = _current, None
+    if launcher is not None:
+        launcher.end()
+
+
+def _at_exit() -> None:
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:  # it waits for the processes that the interpreter is to wait for; ours may be among them
+        util._exit_function()
+    shutdown()
+
+
+def launch(
+    entry: str,
+    payload: bytes,
+    fds: Sequence[int] = (),
+    *,
+    title: str = "",
+    on_exit: Callable[[Child], None] | None = None,
+) -> Child:
+    """Start a process that calls a function; return at once.
+
+    The process is a clean one: it has this process's directory, environment, path, arguments and standard
+    descriptors as they are now, and nothing else of it. SIGINT is ignored in it, SIGTERM ends it, and
+    it leads a process group of its own. It ends with this process, whatever happens.
+
+    Args:
+        entry: "package.module:function"; called as `function(payload, fds)`. What it returns, if it is an int, is
+            the exit code; `SystemExit` and other exceptions end it as they end an interpreter.
+        payload: Any number of bytes.
+        fds: Descriptors that the process gets duplicates of; the caller keeps, and may close, its own.
+        title: What `ps` shows.
+        on_exit: Called with the child once its end is certain and its status known, in the reaper thread.
+
+    Raises:
+        LaunchError: No zygote could be started. What goes wrong later is in the child's `error`.
+    """
+    return current().launch(entry, payload, fds, title, on_exit)
+
+
+def preload(*modules: str) -> None:
+    """Import modules in the zygote, so that every process to come has them at no cost.
+
+    What cannot be imported there is reported as a `ManycoreWarning`.
+    """
+    current().preload(modules)
+
+
+def ensure_started() -> None:
+    """Start the zygote now, without waiting for it, so that the first launch need not."""
+    current().ensure_started()
+
+
+__all__ = ["Launcher", "current", "ensure_started", "launch", "preload", "shutdown"]

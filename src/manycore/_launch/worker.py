@@ -1,0 +1,216 @@
+"""What a freshly forked child does before and after the caller's function: it becomes a process of its own.
+
+Protocol of the child, in this order:
+    1  its own process group, so that it can be ended with all its children, and Ctrl-C passes it by
+    2  the lifeline: its own open file of the parent's pipe, told to send SIGKILL to the whole group
+       when the last write end closes. The kernel does that, so it works in a child that is stopped, or
+       loops in C with the interpreter lock held, and whether or not the zygote still lives
+    3  if the lifeline has already ended, it exits: the parent died between the fork and 2
+    4  the parent's standard descriptors; every other descriptor of the zygote's is closed
+    5  STARTED, with its own pidfd. Only after that may anything of the caller's run: a launch without a
+       STARTED has had no effect, and can be repeated when the zygote dies
+    6  the function; then exit as an interpreter does
+
+If a process dies:
+    the child before 5: the zygote reports EXITED, and the launch has had no effect.
+    the zygote: the child goes on; its lifeline is the parent's alone.
+    the parent: the kernel kills the group (2), and the zygote does so as well.
+
+Unlike multiprocessing: no PR_SET_PDEATHSIG, which follows the thread that forked and would end all
+children with the zygote; no watcher thread, so the child may fork safely.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import fcntl
+import gc
+import marshal
+import os
+import select
+import signal
+import sys
+from collections.abc import Sequence
+
+from manycore._launch import wire
+from manycore._native import process as _native
+
+_F_SETSIG = 10  # fcntl(2); Python's fcntl does not name it
+_RETRY_MS = 1  # between attempts to send while too many descriptors are in flight
+
+
+def become(launch_id: int, lifeline: int, stack: int, standard: Sequence[int | None], keep: Sequence[int]) -> None:
+    """Turn the fork of a zygote into a child of its own, and say STARTED.
+
+    Args:
+        launch_id: The id that the parent gave this launch.
+        lifeline: This child's own open file of the parent's pipe.
+        stack: The memfd for its stacks.
+        standard: What becomes descriptors 0, 1 and 2; None for one that is closed in the parent.
+        keep: The descriptors that the caller's function gets.
+    """
+    os.setpgid(0, 0)
+    _tie_to_parent(lifeline)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(stack, wire.STACK_FD, inheritable=False)
+    for number, fd in enumerate(standard):
+        if fd is not None:
+            os.dup2(fd, number)
+    stdin = sys.stdin.fileno()
+    _close_others({wire.CONTROL_FD, wire.STACK_FD, lifeline, stdin, *keep})
+    _announce(launch_id)
+    os.close(wire.CONTROL_FD)
+    for number, fd in enumerate(standard):
+        if fd is None:
+            os.close(number)
+    _match_streams(standard)
+    gc.enable()
+
+
+def _tie_to_parent(lifeline: int) -> None:
+    try:
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpid())
+        fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+    except OSError:  # a kernel in user space, or a seccomp filter: the zygote alone must do
+        _native.set_parent_death_signal(signal.SIGKILL)
+    poller = select.poll()
+    poller.register(lifeline, 0)
+    if poller.poll(0):
+        os._exit(1)
+
+
+def _close_others(keep: set[int]) -> None:
+    previous = 2
+    for fd in sorted(keep):
+        if fd > previous + 1:
+            os.closerange(previous + 1, fd)
+        previous = max(previous, fd)
+    os.closerange(previous + 1, 0x7FFFFFFF)
+
+
+def _announce(launch_id: int) -> None:
+    pid = os.getpid()
+    control = _socket.socket(fileno=wire.CONTROL_FD)
+    try:
+        try:
+            pidfd: int | None = os.pidfd_open(pid)
+        except OSError:
+            pidfd = None
+        while True:
+            ancillary = []
+            if pidfd is not None:
+                ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pidfd.to_bytes(4, sys.byteorder))]
+            record = marshal.dumps((wire.STARTED, launch_id, pid, pidfd is not None))
+            try:
+                control.sendmsg([record], ancillary)
+                break
+            except BlockingIOError:  # the parent is slow to read; its death is seen as an error or by the lifeline
+                poller = select.poll()
+                poller.register(control.fileno(), select.POLLOUT)
+                poller.poll()
+            except OSError as error:
+                if error.errno == errno.ETOOMANYREFS and pidfd is not None:
+                    os.close(pidfd)
+                    pidfd = None  # the parent opens one itself
+                elif error.errno in {errno.ENOBUFS, errno.ENOMEM}:
+                    select.poll().poll(_RETRY_MS)
+                else:
+                    os._exit(1)
+        if pidfd is not None:
+            os.close(pidfd)
+    finally:
+        control.detach()
+
+
+def _match_streams(standard: Sequence[int | None]) -> None:
+    """Make `sys.stdout` and `sys.stderr` fit the descriptors beneath them, which are not the zygote's."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            continue
+        if standard[number] is None:
+            setattr(sys, name, None)
+        elif name == "stdout" and not stream.write_through and stream.line_buffering != os.isatty(number):
+            stream.reconfigure(line_buffering=not stream.line_buffering)
+
+
+def run(entry: str, payload: bytes | None, payload_fd: int | None, fds: list[int]) -> int:
+    """Call `entry`, and end as an interpreter does: threads joined, exit handlers run, streams flushed.
+
+    Args:
+        entry: "package.module:function".
+        payload: What the function gets, unless it lies in `payload_fd`.
+        payload_fd: A memfd that holds the payload.
+        fds: What the function gets beside it.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        if payload_fd is not None:
+            payload = _read_all(payload_fd)
+        module_name, _, function_name = entry.partition(":")
+        __import__(module_name)
+        returned = getattr(sys.modules[module_name], function_name)(payload, fds)
+        code = returned if isinstance(returned, int) else 0
+    except BaseException as error:
+        code = _report(error)
+    try:
+        _finish()
+    except BaseException as error:
+        code = _report(error) or code
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except (AttributeError, OSError, ValueError):
+            pass
+    return code
+
+
+def _report(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return exit_code_of(error)
+    try:
+        sys.excepthook(type(error), error, error.__traceback__)
+    except Exception:  # a broken hook, or no stderr: the exit code must do
+        pass
+    return 1
+
+
+def exit_code_of(error: SystemExit) -> int:
+    """The exit code that `error` stands for; a message that it carries goes to `sys.stderr`."""
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code
+    if sys.stderr is not None:
+        sys.stderr.write(f"{error.code}\n")
+    return 1
+
+
+def _read_all(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    with open(fd, "rb", buffering=0) as file:
+        file.seek(0)
+        data = file.read(size)
+        while len(data) < size:
+            more = file.read(size - len(data))
+            if not more:
+                break
+            data += more
+    return data
+
+
+def _finish() -> None:
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._exit_function()
+    import atexit
+
+    atexit._run_exitfuncs()

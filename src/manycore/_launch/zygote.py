@@ -1,0 +1,337 @@
+"""The zygote: a clean process with one thread, executed afresh, that forks a child a request.
+
+      parent                             zygote                         child
+      LAUNCH (fds) ---- control ---->    fork  ----------------------->  become()
+             <-------- STARTED (pidfd) ---------------------------------   |
+      pidfd in epoll                     SIGCHLD                        function
+             <-------- EXITED (status, rusage) --- wait4  <------------  _exit
+
+It is executed and not forked from the parent, so no lock of the parent's threads is ever held in it,
+and forking it costs the same whatever the parent's size.
+
+Invariants:
+    one thread, so that a fork copies a consistent process
+    every child is in `_children` from its fork until it is reaped, and only this process reaps it; so
+        its pid, and the process group of the same number, can mean nobody else meanwhile
+    nothing here waits for the parent: reports that do not fit the socket stay in `_unsent`
+If a process dies:
+    a child: reaped here, and EXITED carries the true status. If a signal ended it, the rest of its
+        process group is killed while its pid is still held by the zombie.
+    the parent: its pidfd becomes readable, or the control socket ends. Every child's group and every
+        orphan of theirs (adopted, as this process is a subreaper) is killed; then this process exits.
+    the zygote: the children go on; the parent learns their exit codes otherwise and executes another.
+
+Source: Chrome's Linux zygote, for the idea; the mechanisms are in worker.py.
+"""
+
+from __future__ import annotations
+
+import _socket
+import array
+import faulthandler
+import gc
+import marshal
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any, NoReturn
+
+from manycore._launch import wire, worker
+from manycore._native import process as _native
+
+_Context = tuple[str | None, dict[bytes, bytes], list[str], list[str]]
+
+_MAX_STACK_BYTES = 16 * 1024  # of a report; faulthandler's for a hundred threads is longer than anyone reads
+_FD_BYTES = 4
+
+
+class _Child:
+    __slots__ = ("born", "launch_id", "lifeline", "owns_group", "stack")
+
+    def __init__(self, launch_id: int, lifeline: int, stack: int) -> None:
+        self.launch_id = launch_id
+        self.lifeline = lifeline  # kept open, so that a child that closes every descriptor stays tied to the parent
+        self.stack = stack
+        self.born = time.monotonic()
+        self.owns_group = False  # the group ends with the child, however the child ends
+
+
+class Zygote:
+    """The state of the zygote's one loop."""
+
+    def __init__(self, parent_pid: int) -> None:
+        self._parent_pid = parent_pid
+        self._control = _socket.socket(fileno=wire.CONTROL_FD)
+        self._children: dict[int, _Child] = {}
+        self._unsent: list[bytes] = []
+        self._cwd: str | None = None
+        self._frozen = False
+        self._ending = False
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._poller = select.poll()
+        self._poller.register(wire.CONTROL_FD, select.POLLIN)
+        self._poller.register(wire.PARENT_FD, select.POLLIN)
+        self._poller.register(self._wake_read, select.POLLIN)
+
+    def run(self) -> NoReturn:
+        """Serve until the parent is gone."""
+        while True:
+            for fd, event in self._poller.poll():
+                if fd == self._wake_read:
+                    self._drain_wakeups()
+                    self._reap()
+                elif fd == wire.PARENT_FD:
+                    self._end()
+                else:
+                    if event & select.POLLOUT:
+                        self._flush()
+                    if event & ~select.POLLOUT:
+                        self._serve()
+
+    def _drain_wakeups(self) -> None:
+        try:
+            while len(os.read(self._wake_read, 512)) == 512:
+                pass
+        except BlockingIOError:
+            pass
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            record, ancillary, flags, _ = self._control.recvmsg(
+                wire.MAX_RECORD_BYTES, _socket.CMSG_SPACE(_FD_BYTES * 253), _socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._end()
+        if not record:
+            self._end()
+        fds = array.array("i")
+        for level, kind, data in ancillary:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % _FD_BYTES])
+        try:
+            request = marshal.loads(record)  # noqa: S302  # from our own parent
+            if request[0] == wire.LAUNCH:
+                if flags & _socket.MSG_CTRUNC:
+                    self._report(wire.FAILED, request[1], 24, "the zygote has no descriptor left (RLIMIT_NOFILE)")
+                else:
+                    self._launch(request, list(fds))
+            elif request[0] == wire.PRELOAD:
+                self._preload(*request[1:])
+            elif request[0] == wire.OWN_GROUP:
+                for child in self._children.values():
+                    if child.launch_id == request[1]:
+                        child.owns_group = True
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _launch(self, request: tuple[Any, ...], fds: list[int]) -> None:
+        _, launch_id, entry, payload, title, standard, context = request
+        if context is not None:
+            self._adopt(context)
+        if entry.startswith("manycore."):  # ours, so free of surprises: imported once, here, for all children
+            self._import(entry.partition(":")[0])
+        self._freeze()
+        lifeline = stack = -1
+        try:
+            stack = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
+            lifeline = os.open(f"/proc/self/fd/{wire.LIFELINE_FD}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            pid = os.fork()
+        except OSError as error:
+            for fd in (lifeline, stack):
+                if fd >= 0:
+                    os.close(fd)
+            self._report(wire.FAILED, launch_id, error.errno or 0, f"the zygote cannot fork: {error.strerror}")
+            return
+        if pid == 0:
+            code = 1
+            try:
+                code = self._child(launch_id, lifeline, stack, entry, payload, title, standard, fds)
+            finally:
+                os._exit(code & 0xFF)
+        try:
+            os.setpgid(pid, pid)  # the child does it too; whoever is first
+        except OSError:
+            pass
+        self._children[pid] = _Child(launch_id, lifeline, stack)
+
+    def _child(
+        self,
+        launch_id: int,
+        lifeline: int,
+        stack: int,
+        entry: str,
+        payload: bytes | None,
+        title: str,
+        standard: int,
+        fds: list[int],
+    ) -> int:
+        self._control.detach()
+        numbers: list[int | None] = [None, None, None]
+        for number in range(3):
+            if standard & 1 << number:
+                numbers[number] = fds.pop(0)
+        payload_fd = fds.pop(0) if payload is None else None
+        keep = fds if payload_fd is None else [payload_fd, *fds]
+        worker.become(launch_id, lifeline, stack, numbers, keep)
+        _native.set_title((title or f"manycore: {entry}").encode("utf-8", "replace"))
+        if self._cwd is not None:
+            try:
+                os.chdir(self._cwd)
+            except OSError:
+                pass
+        return worker.run(entry, payload, payload_fd, fds)
+
+    # -- what the children inherit -----------------------------------------------------------------------
+
+    def _adopt(self, context: _Context) -> None:
+        self._cwd, environment, path, argv = context
+        now = os.environb
+        for name in [name for name in now if name not in environment]:
+            del now[name]
+        for name, value in environment.items():
+            if now.get(name) != value:
+                now[name] = value
+        sys.path[:] = path
+        sys.argv[:] = argv
+
+    def _preload(self, modules: list[str], context: _Context | None) -> None:
+        if context is not None:
+            self._adopt(context)
+        for name in modules:
+            error = self._import(name)
+            if error:
+                self._report(wire.PRELOAD_FAILED, name, error)
+        self._reap()
+
+    def _import(self, name: str) -> str:
+        if name in sys.modules:
+            return ""
+        self._frozen = False
+        try:
+            __import__(name)
+        except BaseException as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def _freeze(self) -> None:
+        if not self._frozen:
+            gc.collect()
+            gc.freeze()  # the collector of a child does not touch, and so copy, the pages that all share
+            self._frozen = True
+
+    # -- deaths --------------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if info is None:
+                return
+            child = self._children.pop(info.si_pid, None)
+            if child is not None and (child.owns_group or info.si_code != os.CLD_EXITED):
+                _kill_group(info.si_pid)  # while the zombie still holds the number
+            _, status, usage = os.wait4(info.si_pid, 0)
+            if child is None:
+                continue  # an orphan of some child's
+            text = ""
+            if info.si_code != os.CLD_EXITED:
+                text = os.pread(child.stack, _MAX_STACK_BYTES, 0).decode("utf-8", "replace")
+            os.close(child.stack)
+            os.close(child.lifeline)
+            self._report(
+                wire.EXITED,
+                child.launch_id,
+                info.si_pid,
+                status,
+                usage.ru_utime,
+                usage.ru_stime,
+                usage.ru_maxrss * 1024,
+                time.monotonic() - child.born,
+                text,
+            )
+
+    def _report(self, *report: Any) -> None:
+        self._unsent.append(marshal.dumps(report))
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            try:
+                self._control.send(self._unsent[0])
+            except BlockingIOError:
+                self._poller.modify(wire.CONTROL_FD, select.POLLIN | select.POLLOUT)
+                return
+            except OSError:
+                self._end()
+            del self._unsent[0]
+        self._poller.modify(wire.CONTROL_FD, select.POLLIN)
+
+    def _end(self) -> NoReturn:
+        """Kill all that came of this process, then exit. The parent, if it lives, still learns how they ended."""
+        if self._ending:
+            os._exit(0)
+        self._ending = True
+        for pid, child in self._children.items():
+            child.owns_group = True
+            _kill_group(pid)
+        own = f"/proc/self/task/{os.getpid()}/children"
+        while True:
+            try:
+                with open(own, "rb") as file:
+                    left = [int(pid) for pid in file.read().split()]
+            except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+                left = []
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass
+            try:
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError:
+                os._exit(0)
+            self._reap()  # those whom they leave behind are this process's children then
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except OSError:
+        pass
+
+
+def main(parent_pid: int) -> NoReturn:
+    """Be the zygote of `parent_pid`; runs in a process that was executed for this alone."""
+    gc.disable()
+    for name in ("sys", "main"):  # the children's `__main__` is the user's
+        vars(sys.modules["__main__"]).pop(name, None)
+    try:
+        _native.find_title_area()
+        _native.set_title(f"manycore: zygote of {parent_pid}".encode())
+        _native.set_child_subreaper()
+    except OSError:
+        pass
+    stack = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
+    if stack != wire.STACK_FD:
+        os.dup2(stack, wire.STACK_FD, inheritable=False)
+    os.closerange(wire.STACK_FD + 1, 0x7FFFFFFF)  # what the parent left inheritable
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    sys.stdin = open(null, encoding="utf-8", closefd=False)  # noqa: SIM115  # it stays open
+    faulthandler.enable(file=wire.STACK_FD)
+    faulthandler.register(wire.STACK_SIGNAL, file=wire.STACK_FD, all_threads=True)
+    zygote = Zygote(parent_pid)
+    for number in range(3):  # the parent may close its own, and whoever reads them must then see the end
+        os.dup2(null, number)
+    zygote.run()

@@ -1,0 +1,61 @@
+# cython: language_level=3
+"""What the kernel knows of a process and Python's `os` cannot set: its title, and who adopts its orphans."""
+
+from libc.string cimport memcpy, memset
+
+cdef extern from "sys/prctl.h" nogil:
+    int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
+    int PR_SET_NAME
+    int PR_SET_PDEATHSIG
+    int PR_SET_CHILD_SUBREAPER
+
+cdef extern from "errno.h":
+    int errno
+
+# The bytes of this process's own argv, which the kernel shows as /proc/PID/cmdline. A forked child
+# has its own copy at the same address, so the bounds are looked up once.
+cdef unsigned long _start = 0
+cdef unsigned long _end = 0
+
+
+cdef int _call(int option, unsigned long value) except -1:
+    if prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(errno, f"prctl({option}, {value})")
+    return 0
+
+
+def find_title_area() -> int:
+    """Look up where argv lies, and return its size in bytes (0 where the kernel does not say)."""
+    global _start, _end
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    # argv's bounds are fields 48 and 49 of proc(5), counted from one; the state is field 3
+    _start, _end = int(fields[48 - 3]), int(fields[49 - 3])
+    if _end < _start:
+        _start = _end = 0
+    return _end - _start
+
+
+def set_title(title: bytes) -> None:
+    """Show `title` as this process's command line, and its last part as its name.
+
+    Only a process whose argv nobody reads any more may do this, so the zygote and its children: the
+    interpreter has copied its arguments, and the area is as long as the zygote's own command line.
+    """
+    cdef bytes text = title
+    cdef size_t size = _end - _start
+    if size > 1:
+        text = text[:size - 1]
+        memset(<void *>_start, 0, size)
+        memcpy(<void *>_start, <const char *>text, len(text))
+    _call(PR_SET_NAME, <unsigned long><const char *>title)
+
+
+def set_child_subreaper() -> None:
+    """Adopt the orphans among this process's descendants, so that none escapes by losing its parent."""
+    _call(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_parent_death_signal(int signum) -> None:
+    """Have the kernel send `signum` to this process when the thread that started it ends."""
+    _call(PR_SET_PDEATHSIG, signum)

@@ -1,0 +1,72 @@
+"""What the tests of launching run in their children; light, as each child imports it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def report(payload: bytes, fds: list[int]) -> None:
+    """What this process sees, as JSON, into the first descriptor."""
+    with open(fds[0], "w", encoding="utf-8") as file:
+        json.dump(
+            {
+                "payload": len(payload),
+                "cwd": os.getcwd(),
+                "variable": os.environ.get("MANYCORE_TEST_VARIABLE"),
+                "path": sys.path,
+                "argv": sys.argv,
+                "main": sorted(name for name in vars(sys.modules["__main__"]) if not name.startswith("__")),
+                "group": os.getpgid(0) == os.getpid(),
+                "fds": sorted(int(name) for name in os.listdir("/proc/self/fd")),
+                "title": Path("/proc/self/cmdline").read_bytes().rstrip(b"\0").decode(),
+                "sigint": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+                "threads": len(os.listdir("/proc/self/task")),
+                "modules": sorted(sys.modules),
+            },
+            file,
+        )
+
+
+def exit_with(payload: bytes, fds: list[int]) -> int:
+    return int(payload)
+
+
+def leave(payload: bytes, fds: list[int]) -> None:
+    sys.exit(payload.decode())
+
+
+def fail(payload: bytes, fds: list[int]) -> None:
+    raise ValueError(payload.decode())
+
+
+def die(payload: bytes, fds: list[int]) -> None:
+    os.kill(os.getpid(), int(payload))
+
+
+def wait_for_end(payload: bytes, fds: list[int]) -> None:
+    """Until the first descriptor ends."""
+    while os.read(fds[0], 1):
+        pass
+
+
+def echo(payload: bytes, fds: list[int]) -> None:
+    with open(fds[0], "wb") as file:
+        file.write(payload)
+
+
+def ignore_term(payload: bytes, fds: list[int]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.write(fds[0], b"r")
+    os.read(fds[1], 1)
+
+
+def fork_and_wait(payload: bytes, fds: list[int]) -> None:
+    pid = os.fork()
+    if pid:
+        os.write(fds[0], str(pid).encode())
+    while True:
+        signal.pause()
