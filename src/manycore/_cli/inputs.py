@@ -1,0 +1,274 @@
+"""What the items of `manycore map` are: files, lines, JSON lines or CSV records; read as they are needed.
+
+    INPUT    a file, a folder (its files, at any depth, in order of their names; hidden ones are left out),
+             a glob where no such file is, or '-' for standard input
+    files    an item is a path            lines    an item is a line without its end
+    jsonl    a line is one JSON value     csv      an item is a record, by the names in the first line
+
+Invariants:
+    No more than one line or record is held at a time, and never a list of all items; of paths, at most
+    `_LISTED_AHEAD`, so that the number of files is known where they are not very many.
+    What cannot be read becomes a `BadItem` in its place: it fails there, and the items after it go on.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import itertools
+import os
+import stat
+import sys
+from array import array
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Literal
+
+from manycore._cli.exits import CommandError
+from manycore._cli.task import BadItem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import BinaryIO
+
+__all__ = ["STANDARD_INPUT", "Inputs", "Kind"]
+
+Kind = Literal["files", "lines", "jsonl", "csv"]
+
+STANDARD_INPUT = "-"
+_LISTED_AHEAD = 100_000  # paths; about 15 MB
+_LONGEST_FIELD_BYTES = 16 << 20  # of CSV: an unclosed quote shall not swallow a whole file
+_WHOLE_FILE = 0  # stands for a line where a file could not be read at all
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Inputs:
+    """The items that INPUTs name, one pass over them.
+
+    Args:
+        names: The INPUTs as given; empty for standard input.
+        kind: What an item is; None for files where INPUTs name several or a folder, else lines.
+        exclude: Paths that are never items: the output.
+
+    Raises:
+        CommandError: An INPUT does not exist, cannot be read, or is a glob that matches nothing.
+    """
+
+    def __init__(self, names: Iterable[str], kind: Kind | None, exclude: Iterable[str] = ()) -> None:
+        self._roots = [root for name in names or [STANDARD_INPUT] for root in _expand(name)]
+        several = len(self._roots) > 1 or any(os.path.isdir(root) for root in self._roots)
+        self.kind: Kind = kind or ("files" if several else "lines")
+        self._excluded = {os.path.realpath(path) for path in exclude}
+        self._given = 0  # items that were handed out
+        self._exhausted = False
+        # Where items come from: runs of items on consecutive lines of one file.
+        self._sources: list[str] = []
+        self._run_start = array("q")  # the index of the run's first item
+        self._run_line = array("q")  # the line that it is on
+        self._run_source = array("q")  # the file, as a position in _sources
+        self._bytes_read = 0
+        self._bytes_expected: int | None = None
+        self._ahead: list[str | BadItem] = []
+        self._rest: Iterator[str | BadItem] = iter(())
+        if self.kind == "files":
+            self._rest = self._paths()
+            self._ahead = list(itertools.islice(self._rest, _LISTED_AHEAD))
+        else:
+            self._bytes_expected = _bytes_of(self._roots)
+
+    def __iter__(self) -> Iterator[object]:
+        items = {"files": self._files, "lines": self._lines, "jsonl": self._json_lines, "csv": self._records}
+        for item in items[self.kind]():
+            self._given += 1
+            yield item
+        self._exhausted = True
+
+    def total(self) -> int | None:
+        """How many items there are; an estimate while a file is being read, None where nobody can know."""
+        if self._exhausted:
+            return self._given
+        if self.kind == "files":
+            return len(self._ahead) if len(self._ahead) < _LISTED_AHEAD else None
+        if self._bytes_expected is None or not self._bytes_read or not self._given:
+            return None
+        return max(self._given, round(self._given * self._bytes_expected / self._bytes_read))
+
+    def where(self, index: int) -> str:
+        """Say where the item of this index stands: `data.jsonl line 8`; empty where the item is a path."""
+        run = bisect_right(self._run_start, index) - 1
+        if run < 0:
+            return ""
+        if self._run_line[run] == _WHOLE_FILE:
+            return self._sources[self._run_source[run]]
+        line = self._run_line[run] + index - self._run_start[run]
+        return f"{self._sources[self._run_source[run]]} line {line}"
+
+    def _paths(self) -> Iterator[str | BadItem]:
+        for root in self._roots:
+            if root == STANDARD_INPUT:
+                with _open(root) as file:
+                    yield from (_text(line) for line in file if line.strip())
+            elif os.path.isdir(root):
+                yield from _walk(root, self._excluded)
+            else:
+                yield root
+
+    def _files(self) -> Iterator[str | BadItem]:
+        yield from self._ahead
+        yield from self._rest
+
+    def _documents(self) -> Iterator[BinaryIO | BadItem]:
+        """The files to read lines from, open."""
+        for path in self._paths() if self._roots != [STANDARD_INPUT] else self._roots:
+            if isinstance(path, BadItem):
+                self._sources.append(path.text)
+                self._stands_at(_WHOLE_FILE)
+                yield path
+                continue
+            try:
+                file = _open(path)
+            except OSError as error:
+                self._sources.append(path)
+                self._stands_at(_WHOLE_FILE)
+                yield BadItem(path, f"cannot read it: {error.strerror}")
+                continue
+            self._sources.append("standard input" if path == STANDARD_INPUT else path)
+            with file:
+                yield file
+
+    def _numbered(self, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+        for number, raw in enumerate(file, 1):
+            self._bytes_read += len(raw)
+            yield number, raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
+
+    def _stands_at(self, line: int) -> None:
+        """Note that the item which comes next is on `line` of the newest source."""
+        source = len(self._sources) - 1
+        if self._run_start:
+            expected = self._run_line[-1] + self._given - self._run_start[-1]
+            if self._run_source[-1] == source and expected == line:
+                return
+        self._run_start.append(self._given)
+        self._run_line.append(line)
+        self._run_source.append(source)
+
+    def _lines(self) -> Iterator[str | BadItem]:
+        for document in self._documents():
+            if isinstance(document, BadItem):
+                yield document
+                continue
+            self._stands_at(1)
+            for _, raw in self._numbered(document):
+                yield _text(raw)
+
+    def _json_lines(self) -> Iterator[str | BadItem]:
+        for document in self._documents():
+            if isinstance(document, BadItem):
+                yield document
+                continue
+            for number, raw in self._numbered(document):
+                text = raw.strip()
+                if not text:
+                    continue
+                self._stands_at(number)
+                try:
+                    yield text.decode()
+                except UnicodeDecodeError as error:
+                    yield BadItem(_text(text), f"not JSON: byte {error.start + 1} of the line is not UTF-8")
+
+    def _records(self) -> Iterator[dict[str, str] | BadItem]:
+        csv.field_size_limit(_LONGEST_FIELD_BYTES)
+        for document in self._documents():
+            if isinstance(document, BadItem):
+                yield document
+                continue
+            reader = csv.reader(_ended_text(raw) for _, raw in self._numbered(document))
+            header: list[str] | None = None
+            while True:
+                first_line = reader.line_num + 1
+                try:
+                    row = next(reader)
+                except StopIteration:
+                    break
+                except csv.Error as error:
+                    self._stands_at(first_line)
+                    yield BadItem("", f"not CSV: {error}")
+                    continue
+                if not row:
+                    continue
+                if header is None:
+                    header = row
+                    continue
+                self._stands_at(first_line)
+                if len(row) == len(header):
+                    yield dict(zip(header, row, strict=True))
+                else:
+                    yield BadItem(",".join(row), f"{len(row)} fields where the first line names {len(header)}")
+
+
+def _expand(name: str) -> list[str]:
+    """The files and folders that one INPUT means."""
+    if name == STANDARD_INPUT:
+        return [name]
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:
+        if not os.path.lexists(name) and glob.has_magic(name):
+            matches = sorted(glob.glob(name, recursive=True))
+            if not matches:
+                raise CommandError(f"nothing matches {name!r}") from None
+            return matches
+        raise CommandError(f"there is no file or folder {name!r}") from None
+    except (OSError, ValueError) as error:
+        raise CommandError(f"cannot read {name!r}: {getattr(error, 'strerror', None) or error}") from None
+    wanted = os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK
+    if not os.access(name, wanted):
+        raise CommandError(f"cannot read {name!r}: Permission denied")
+    return [name]
+
+
+def _walk(folder: str, excluded: set[str]) -> Iterator[str | BadItem]:
+    """The files below a folder, in order of their names; hidden ones, and folders behind links, are left out."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        yield BadItem(folder, f"cannot list it: {error.strerror}")
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, excluded)
+        elif entry.is_file() and os.path.realpath(entry.path) not in excluded:
+            yield entry.path
+
+
+def _bytes_of(roots: list[str]) -> int | None:
+    """How many bytes the files have; None where one is a pipe, or a folder that is yet to be walked."""
+    total = 0
+    for root in roots:
+        try:
+            status = os.fstat(0) if root == STANDARD_INPUT else os.stat(root)
+        except OSError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        total += status.st_size
+    return total
+
+
+def _open(path: str) -> BinaryIO:
+    # Not sys.stdin: a thread that still reads from it would make the interpreter abort at exit.
+    return open(0, "rb", closefd=False) if path == STANDARD_INPUT else open(path, "rb")
+
+
+def _text(raw: bytes) -> str:
+    """A line without its end; bytes that are not UTF-8 become what Python makes of such file names."""
+    return raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
+
+
+def _ended_text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def standard_input_is_terminal() -> bool:
+    """Whether reading standard input would wait for a person who was not told so."""
+    return sys.stdin is not None and sys.stdin.isatty()

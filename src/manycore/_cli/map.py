@@ -1,0 +1,332 @@
+"""`manycore map`: run a function over files, lines or records, on all cores.
+
+    inputs.py -> pool.outcomes(Task) -> InOrder -> Output
+                   |                      lines of JSON
+                   `-> failures, progress, summary on standard error
+
+Workers encode their results (task.py); this process reads, moves bytes and counts. Outcomes are taken in the
+order in which they come, whatever the order of the lines, so that all that was finished is at hand when a run
+ends early.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+import manycore
+from manycore._cli.exits import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, CommandError
+from manycore._cli.inputs import Inputs, Kind, standard_input_is_terminal
+from manycore._cli.output import InOrder, Output
+from manycore._cli.summary import Failure, Tally, failure_of, shorten
+from manycore._cli.target import import_or_explain, resolve
+from manycore._cli.task import BadItem, Target, Task, encode, parse, settle
+from manycore._launch.machine import cpu_count
+from manycore._observe.progress import Reporter, start_progress
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["command"]
+
+_FAILURES_TOLD = 10  # on standard error, one line each; the rest is counted
+_LAST_WORDS_S = 0.8  # for writing what was finished, of the two seconds that Ctrl-C may take
+_PATIENCE_S = 2.0  # after the first Ctrl-C; from then on a second one ends the process at once
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP came."""
+
+
+@click.command("map", short_help="Run a function over files, lines or records, on all cores.")
+@click.argument("function", metavar="FUNCTION")
+@click.argument("inputs", metavar="[INPUT]...", nargs=-1)
+@click.option(
+    "--items",
+    "kind",
+    type=click.Choice(["files", "lines", "jsonl", "csv"]),
+    help="What one item is. Default: files where INPUTs name several or a folder, else lines.",
+)
+@click.option("-o", "--output", metavar="FILE", help="Write here; the file gets its name when it is complete.")
+@click.option("--unordered", is_flag=True, help="Write results as they come, not in the order of the items.")
+@click.option("-j", "--workers", type=click.IntRange(min=1), metavar="N", help="Worker processes. Default: the cores.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="The longest that one item may take.",
+)
+@click.option(
+    "--retries", type=click.IntRange(min=0), default=0, metavar="N", help="Try a failed item again, N times at most."
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["collect", "skip", "stop"]),
+    default="collect",
+    show_default=True,
+    help="collect: write failed items with their error. skip: leave them out. stop: end at the first one.",
+)
+@click.option(
+    "--progress/--no-progress", default=None, help="Show progress on standard error; automatic on a terminal."
+)
+@click.option("--preload", multiple=True, metavar="MODULE", help="Import once, before workers start. Repeatable.")
+def command(
+    *,
+    function: str,
+    inputs: tuple[str, ...],
+    kind: str | None,
+    output: str | None,
+    unordered: bool,
+    workers: int | None,
+    timeout: float | None,
+    retries: int,
+    on_error: str,
+    progress: bool | None,
+    preload: tuple[str, ...],
+) -> None:
+    """Run FUNCTION on every item of the INPUTs, on all cores.
+
+    FUNCTION is package.module:name or path/to/file.py:name; it is called with one item. INPUTs are files,
+    folders, globs, or '-' for standard input. Each result becomes one line of JSON, in the order of the items:
+
+    \b
+      {"index": 0, "item": "a.txt", "result": 42}
+      {"index": 1, "item": "b.txt", "error": {"type": "ValueError", "message": "..."}}
+
+    What the function prints goes to standard error, so that it does not get among the results.
+
+    Exit status: 0 all items succeeded; 1 some failed, or the output could not be written; 2 bad usage;
+    130 after Ctrl-C. What was finished is then kept: with -o in FILE.partial.
+
+    \b
+    Examples:
+      manycore map thumbs.py:make photos/ -o thumbs.jsonl
+      manycore map 'json:loads' lines.txt | jq .result
+      zcat log.gz | manycore map parse.py:line - --on-error skip > parsed.jsonl
+    """  # noqa: D301  (click's mark for text that keeps its lines)
+    if not inputs and standard_input_is_terminal():
+        raise CommandError("name at least one INPUT, or '-' for standard input")
+    target = resolve(function)
+    for module in preload:
+        import_or_explain(module)
+    partial = [output, f"{os.path.realpath(output)}.partial"] if output is not None else []
+    items = Inputs(inputs, cast("Kind | None", kind), exclude=partial)
+    count = workers or cpu_count()
+    total = items.total()
+    if total is not None:
+        count = max(1, min(count, total))
+    run = _Run(target, items, Output(output), count)
+    run.on_error = on_error
+    run.ordered = not unordered
+    run.timeout = timeout
+    run.retries = retries
+    run.preload = preload
+    shown = sys.stderr.isatty() and not (output is None and sys.stdout.isatty()) if progress is None else progress
+    raise click.exceptions.Exit(run.execute(show_progress=shown))
+
+
+class _Run:
+    """One run of `manycore map`, from the first item to the last line.
+
+    Args:
+        target: The function.
+        items: What to run it on.
+        output: Where results go.
+        workers: How many workers there are.
+    """
+
+    def __init__(self, target: Target, items: Inputs, output: Output, workers: int) -> None:
+        self.on_error = "collect"
+        self.ordered = True
+        self.timeout: float | None = None
+        self.retries = 0
+        self.preload: tuple[str, ...] = ()
+        self._task = Task(target, is_json=items.kind == "jsonl")
+        self._items = items
+        self._output = output
+        self._order = InOrder(output.write)
+        self._tally = Tally(workers)
+        self._reporter: Reporter | None = None
+        self._pool: Any = None
+        self._stats: Any = None
+        self._interrupted_at: float | None = None
+
+    def execute(self, *, show_progress: bool) -> int:
+        """Do it all; return the exit status."""
+        signal.signal(signal.SIGPIPE, self._on_output_failure)
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+                signal.signal(signum, self._on_terminate)
+        stopped_by = ""
+        try:
+            try:
+                stopped_by = self._collect(show_progress=show_progress)
+            finally:
+                self._close_reporter()
+            if not stopped_by:
+                self._output.finish()
+        except BrokenPipeError:
+            self._ignore_signals()
+            self._output.keep(0.0)
+            _forget_standard_output()
+            return PIPE_CLOSED
+        except Exception as error:
+            self._ignore_signals()
+            if self._output.error is not None:
+                raise self._output.describe(self._output.error) from None
+            kind, reason = type(error).__name__, str(error).partition("\n")[0]
+            raise CommandError(f"{kind}: {reason}; {self._keep()}", FAILED) from None
+        except (KeyboardInterrupt, _Terminated) as error:
+            self._ignore_signals()
+            word, status = ("interrupted", INTERRUPTED)
+            if isinstance(error, _Terminated):
+                word, status = ("terminated", TERMINATED)
+            _say(f"manycore: {word}; {self._keep()}")
+            return status
+        if stopped_by:
+            self._ignore_signals()
+            raise CommandError(f"{stopped_by}; stopped, {self._keep()}", FAILED)
+        for line in self._tally.lines(self._stats):
+            _say(line)
+        return FAILED if self._tally.failed else 0
+
+    def _collect(self, *, show_progress: bool) -> str:
+        """Run the items; return the failure that ended it all, or nothing."""
+        told = 0
+        with manycore.Pool(self._tally.workers, settle, (self._output.partial is not None,)) as pool:
+            self._pool = pool
+            self._reporter = start_progress(show_progress, total=self._items.total, status=self._status, transient=True)
+            if self._reporter is not None:
+                self._output.share_terminal(self._reporter.above)
+            for outcome in pool.outcomes(
+                self._task, self._items, ordered=False, timeout=self.timeout, retries=self.retries
+            ):
+                line, failure = self._settle(outcome)
+                if self.ordered:
+                    self._order.put(outcome.index, line)
+                elif line:
+                    self._output.write(line)
+                if self._reporter is not None:
+                    self._reporter.advance(1, failure is not None)
+                if failure is not None:
+                    message = f"{self._name(outcome)}: {failure}"
+                    if self.on_error == "stop":
+                        return message
+                    told += 1
+                    self._tell(told, message)
+                if self._interrupted_at is not None:  # raised where it could not be heard, such as in a __del__
+                    raise KeyboardInterrupt
+            self._stats = pool.stats()
+        if told > _FAILURES_TOLD:
+            self._close_reporter()
+            _say(f"failed: {told - _FAILURES_TOLD:,} more")
+        return ""
+
+    def _settle(self, outcome: Any) -> tuple[bytes, Failure | None]:
+        """Count an outcome; give its line, empty where it has none, and why it failed, if it did."""
+        tally = self._tally
+        tally.done += 1
+        tally.task_seconds += outcome.seconds
+        if outcome.error is None:
+            done = outcome.result
+            tally.cpu_seconds += done.cpu_seconds
+            if done.text is not None:
+                return b'{"index": %d, %b' % (outcome.index, done.text), None
+            failure = Failure(done.kind, done.reason)
+        else:
+            failure = failure_of(outcome.error)
+        tally.failed += 1
+        if self.on_error != "collect":
+            return b"", failure
+        record = {"index": outcome.index, "item": self._item(outcome.item), "error": failure.as_json()}
+        try:
+            return encode(record).encode() + b"\n", failure
+        except UnicodeEncodeError:
+            return json.dumps(record).encode() + b"\n", failure
+
+    def _item(self, item: object) -> object:
+        """An item as the output shows it."""
+        if isinstance(item, BadItem):
+            return item.text
+        if self._items.kind == "jsonl" and isinstance(item, str):
+            try:
+                return parse(item)
+            except (ValueError, RecursionError):
+                return item
+        return item
+
+    def _name(self, outcome: Any) -> str:
+        where = self._items.where(outcome.index)
+        item = outcome.item.text if isinstance(outcome.item, BadItem) else outcome.item
+        shown = shorten(item)
+        return f"item {outcome.index} ({where or shown})"
+
+    def _tell(self, told: int, message: str) -> None:
+        if told > _FAILURES_TOLD:
+            return
+        if self._reporter is None:
+            _say(f"failed: {message}")
+        else:
+            with self._reporter.above():
+                _say(f"failed: {message}")
+
+    def _status(self) -> tuple[int, int]:
+        stats = self._pool.stats()
+        return stats.workers, getattr(stats, "busy", 0)
+
+    def _keep(self) -> str:
+        """Write what was finished; say what became of it."""
+        try:
+            self._order.put_rest()
+            kept = self._output.keep(_LAST_WORDS_S)
+        except OSError:
+            kept = ""
+        count = self._tally.done
+        what = f"{count:,} item{'' if count == 1 else 's'} finished"
+        if self._output.partial is None:
+            return what
+        return f"{what}, kept in {kept}" if kept else what
+
+    def _close_reporter(self) -> None:
+        if self._reporter is not None:
+            self._reporter.close()
+
+    def _on_output_failure(self, _signum: int, _frame: FrameType | None) -> None:
+        if self._output.error is not None:
+            raise self._output.error
+
+    def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._interrupted_at is None:
+            self._interrupted_at = now
+            raise KeyboardInterrupt
+        if now - self._interrupted_at > _PATIENCE_S:
+            os._exit(INTERRUPTED)  # the kernel ends the workers with their parent
+
+    def _on_terminate(self, _signum: int, _frame: FrameType | None) -> None:
+        raise _Terminated
+
+    def _ignore_signals(self) -> None:
+        """From here on the end is near, and bounded; nothing shall interrupt it."""
+        for signum in (signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+
+
+def _forget_standard_output() -> None:
+    """Let what Python still flushes at exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _say(line: str) -> None:
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody listens; the exit status says it too

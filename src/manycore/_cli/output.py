@@ -1,0 +1,301 @@
+"""Where the lines of `manycore map` go, and in which order.
+
+    the collecting thread                        the writer's thread
+    InOrder.put(index, line) -> Output.write ==> write(2), at the latest 0.1 s later
+                                                 looks whether the reader of a pipe is still there
+
+    -o FILE: FILE.partial is written, locked; at the end fsync and rename. FILE is never half a file.
+
+Invariants:
+    Only the writer's thread writes, so that Ctrl-C, which is raised in the main thread, cuts no line in two.
+    What waits to be written is bounded (`_MOST_WAITING_BYTES`): who produces faster than the reader reads waits.
+    What waits for its turn is bounded in memory (`_MOST_HELD_BYTES`); beyond, it is in a nameless temporary file.
+    So one slow item holds back the lines after it, and never a worker.
+If this process dies: FILE is as it was before; FILE.partial has whole lines, and perhaps the beginning of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import stat
+import struct
+import tempfile
+import threading
+import time
+from array import array
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from manycore._cli.exits import FAILED, CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["InOrder", "Output"]
+
+_FLUSH_INTERVAL_S = 0.1  # what a person reading along does not notice
+_FLUSH_BYTES = 64 << 10  # a pipe's capacity
+_MOST_WAITING_BYTES = 4 << 20
+_MOST_HELD_BYTES = 32 << 20
+_PIECE_BYTES = select.PIPE_BUF  # after POLLOUT a pipe takes this much without blocking
+_LENGTH = struct.Struct("=q")
+
+
+class Output:
+    """Standard output or a file; a thread writes to it.
+
+    Args:
+        path: The file, or None for standard output.
+
+    Attributes:
+        error: Why writing failed, if it did; the main thread was then sent SIGPIPE.
+        partial: The name under which lines are written until the end; None where that is not a new file.
+
+    Raises:
+        CommandError: The file cannot be written, or somebody else is writing it.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.error: OSError | None = None
+        self.partial: str | None = None
+        self.lines = 0
+        self._final = ""
+        self._name = path if path is not None else "standard output"
+        self._fd = 1 if path is None else self._open(path)
+        mode = os.fstat(self._fd).st_mode
+        self._is_stream = not stat.S_ISREG(mode)
+        self._around: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._ready = threading.Condition()  # guards the four fields below
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._closing = False
+        self._give_up_at = float("inf")  # on the monotonic clock, in seconds
+        self._thread = threading.Thread(target=self._run, name="manycore-output", daemon=True)
+        self._thread.start()
+
+    def share_terminal(self, around: Callable[[], AbstractContextManager[None]]) -> None:
+        """Write within `around()`, which clears the progress bar where both are on one terminal."""
+        if os.isatty(self._fd):
+            self._around = around
+
+    def write(self, line: bytes) -> None:
+        """Have a line written; waits while too much is waiting already."""
+        with self._ready:
+            while self._waiting_bytes > _MOST_WAITING_BYTES and self.error is None:
+                self._ready.wait()
+            if self.error is not None:
+                raise self.error
+            self._waiting.append(line)
+            self._waiting_bytes += len(line)
+            self.lines += 1
+            if self._waiting_bytes - len(line) < _FLUSH_BYTES <= self._waiting_bytes:
+                self._ready.notify_all()
+
+    def finish(self) -> None:
+        """Write what waits; give the file its name."""
+        self._drain(None)
+        if self.error is not None:
+            raise self.error
+        if self._fd == 1:
+            return
+        if self.partial is None:
+            os.close(self._fd)
+            return
+        os.fsync(self._fd)
+        os.replace(self.partial, self._final)
+        os.close(self._fd)
+        folder = os.open(os.path.dirname(self._final), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def keep(self, timeout: float) -> str:
+        """Write what waits, for at most `timeout` seconds, and leave the file under its partial name.
+
+        Returns:
+            The name of the file that has the finished lines; empty where there is none.
+        """
+        self._drain(timeout)
+        if self.partial is None:
+            return ""
+        if self.lines == 0:
+            os.unlink(self.partial)
+            return ""
+        return self.partial
+
+    def describe(self, error: OSError) -> CommandError:
+        """The error that ends the command when its output cannot be written."""
+        kept = self.keep(0.0)
+        hint = f"; what was written is in {kept}" if kept else ""
+        return CommandError(f"cannot write {self._name}: {error.strerror or error}{hint}", FAILED)
+
+    def _open(self, path: str) -> int:
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            permissions = None
+        except OSError as error:
+            raise CommandError(f"cannot write {path!r}: {error.strerror}") from None
+        else:
+            if stat.S_ISDIR(mode):
+                raise CommandError(f"cannot write {path!r}: it is a folder")
+            if not stat.S_ISREG(mode):
+                return self._open_fd(path, path, os.O_WRONLY)
+            if not os.access(path, os.W_OK):
+                raise CommandError(f"cannot write {path!r}: Permission denied")
+            permissions = stat.S_IMODE(mode)
+        self._final = os.path.realpath(path)  # the file that a link means is replaced, and not the link
+        self.partial = f"{path if self._final == os.path.abspath(path) else self._final}.partial"
+        fd = self._open_fd(path, self.partial, os.O_WRONLY | os.O_CREAT)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+                raise CommandError(f"another process is writing {self.partial!r}") from None
+        os.ftruncate(fd, 0)
+        if permissions is not None:
+            os.fchmod(fd, permissions)
+        return fd
+
+    @staticmethod
+    def _open_fd(path: str, actual: str, flags: int) -> int:
+        try:
+            return os.open(actual, flags | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise CommandError(f"cannot write {path!r}: {error.strerror}") from None
+
+    def _drain(self, timeout: float | None) -> None:
+        with self._ready:
+            self._closing = True
+            if timeout is not None:
+                self._give_up_at = time.monotonic() + timeout
+            self._ready.notify_all()
+        self._thread.join(None if timeout is None else timeout + _FLUSH_INTERVAL_S)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        try:
+            while True:
+                with self._ready:
+                    if self._waiting_bytes < _FLUSH_BYTES and not self._closing:
+                        self._ready.wait(_FLUSH_INTERVAL_S)
+                    data = b"".join(self._waiting)
+                    self._waiting.clear()
+                    self._waiting_bytes = 0
+                    closing = self._closing
+                    self._ready.notify_all()
+                if data:
+                    with self._around():
+                        self._write_all(data, poll)
+                elif closing:
+                    return
+                elif self._is_stream and any(event & select.POLLERR for _, event in poll.poll(0)):
+                    raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        except OSError as error:
+            with self._ready:
+                self.error = error
+                self._ready.notify_all()
+            # The main thread may be waiting for a long task: its handler of this signal raises the error.
+            if not self._closing:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGPIPE)
+
+    def _write_all(self, data: bytes, poll: select.poll) -> None:
+        view = memoryview(data)
+        while view:
+            if self._is_stream:
+                while not poll.poll(int(_FLUSH_INTERVAL_S * 1000)):
+                    if time.monotonic() >= self._give_up_at:
+                        return
+                view = view[os.write(self._fd, view[:_PIECE_BYTES]) :]
+            else:
+                view = view[os.write(self._fd, view) :]
+
+
+class InOrder:
+    """Passes lines on in the order of their indices.
+
+    Args:
+        write: Where lines go.
+    """
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._next = 0  # Invariant: every line before it has been passed on, and no other
+        self._held: dict[int, bytes] = {}
+        self._held_bytes = 0
+        # Lines that were put on disk: where each begins, by its index less `_base`; -1 for none.
+        self._spill: Any = None
+        self._base = 0
+        self._offsets = array("q")
+        self._spilled = 0
+
+    def put(self, index: int, line: bytes) -> None:
+        """Take the line of an index; an empty one only gives up its turn."""
+        if index != self._next:
+            self._held[index] = line
+            self._held_bytes += len(line)
+            if self._held_bytes > _MOST_HELD_BYTES:
+                self._put_on_disk()
+            return
+        self._pass_on(line)
+        while True:
+            following = self._held.pop(self._next, None)
+            if following is not None:
+                self._held_bytes -= len(following)
+            else:
+                following = self._take_from_disk(self._next)
+                if following is None:
+                    return
+            self._pass_on(following)
+
+    def put_rest(self) -> None:
+        """Pass on all that is held, past the gaps of what never finished."""
+        spilled = (self._base + place for place, offset in enumerate(self._offsets) if offset >= 0)
+        for index in sorted([*self._held, *spilled]):
+            line = self._held.pop(index, None)
+            if line is None:
+                line = self._take_from_disk(index)
+            if line:
+                self._write(line)
+
+    def _pass_on(self, line: bytes) -> None:
+        self._next += 1
+        if line:
+            self._write(line)
+
+    def _put_on_disk(self) -> None:
+        if self._spill is None:
+            self._spill = tempfile.TemporaryFile(prefix="manycore-")  # noqa: SIM115  (closed when empty, or with us)
+            self._base = self._next
+        offset = self._spill.seek(0, os.SEEK_END)
+        for index, line in self._held.items():
+            place = index - self._base
+            if place >= len(self._offsets):
+                self._offsets.extend([-1] * (place + 1 - len(self._offsets)))
+            self._offsets[place] = offset
+            self._spill.write(_LENGTH.pack(len(line)) + line)
+            offset += _LENGTH.size + len(line)
+        self._spilled += len(self._held)
+        self._held.clear()
+        self._held_bytes = 0
+
+    def _take_from_disk(self, index: int) -> bytes | None:
+        place = index - self._base
+        if not 0 <= place < len(self._offsets) or self._offsets[place] < 0:
+            return None
+        self._spill.seek(self._offsets[place])
+        (length,) = _LENGTH.unpack(self._spill.read(_LENGTH.size))
+        line: bytes = self._spill.read(length)
+        self._offsets[place] = -1
+        self._spilled -= 1
+        if self._spilled == 0:
+            self._spill.close()
+            self._spill = None
+            del self._offsets[:]
+        return line
