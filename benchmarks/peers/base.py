@@ -23,7 +23,14 @@ Role = Literal["subject", "standard", "peer"]
 
 
 class PoolAdapter:
-    """One open pool of a peer. Methods that a peer has no counterpart for stay as they are here."""
+    """One open pool of a peer. Methods that a peer has no counterpart for stay as they are here.
+
+    Attributes:
+        survives_death: False where the peer says that the death of a worker ends the pool, so that its user
+            opens a new one at once.
+    """
+
+    survives_death: bool = True
 
     def __init__(self, workers: int) -> None:
         self.workers = workers

@@ -11,31 +11,47 @@ if TYPE_CHECKING:
 
 
 class _Pool(PoolAdapter):
+    """Single calls and maps go to a WorkerPool each: in one pool, a map after an apply_async raises TypeError."""
+
+    survives_death = False
+
     def __init__(self, module: Any, workers: int) -> None:
         super().__init__(workers)
         self._module = module
-        self.native = module.WorkerPool(n_jobs=workers, keep_alive=True)
+        self._calls: Any = None
+        self._maps: Any = None
+
+    def _open(self, **options: Any) -> Any:
+        return self._module.WorkerPool(n_jobs=self.workers, keep_alive=True, **options)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Any:
-        return self.native.apply_async(function, args)
+        if self._calls is None:
+            self._calls = self._open()
+        return self._calls.apply_async(function, args)
 
     def result(self, handle: Any) -> Any:
         return handle.get()
 
+    def _mapping(self) -> Any:
+        if self._maps is None:
+            self._maps = self._open()
+        return self._maps
+
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        return list(self.native.map(function, items))
+        return list(self._mapping().map(function, items))
 
     def unordered(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        results: Iterator[Any] = self.native.imap_unordered(function, items)
+        results: Iterator[Any] = self._mapping().imap_unordered(function, items)
         return results
 
     def map_shared(self, function: Callable[[Any, Any], Any], value: Any) -> Callable[[Sequence[Any]], list[Any]]:
-        self.close()
-        self.native = self._module.WorkerPool(n_jobs=self.workers, shared_objects=value, keep_alive=True)
-        return lambda items: list(self.native.map(function, items))
+        self._maps = self._open(shared_objects=value)
+        return lambda items: list(self._maps.map(function, items))
 
     def close(self) -> None:
-        self.native.stop_and_join()
+        for pool in (self._calls, self._maps):
+            if pool is not None:
+                pool.stop_and_join()
 
 
 class Mpire(Peer):

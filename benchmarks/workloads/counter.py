@@ -27,7 +27,7 @@ def add(atomic: Any, times: int) -> None:
 def run(run: Run) -> dict[str, float]:
     context = run.peer.context()
     times = run.size(200_000, 500)
-    value = context.Value("q", 0)
+    value = context.Value("l", 0)
     seconds = run_together(run, context, "value", [(increment, (value, times))] * 2)
     if value.value != 2 * times:
         raise AssertionError(f"{2 * times - value.value} increments were lost")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.clock import middle, now
 from benchmarks.gate import PATIENCE, Announcements
@@ -34,20 +34,27 @@ def _once(run: Run, pool: PoolAdapter, number: int) -> tuple[float, float, PoolA
     else:
         raise AssertionError("the task of a killed worker returned")
     full = Announcements(run.folder, f"full{number}")
-    try:
-        handles = [pool.submit(announce, full.path, full.release) for _ in range(run.workers)]
-        full.wait_for(run.workers, PATIENCE)
-    except Exception:
+    handles = _full_set(run, pool, full) if pool.survives_death else []
+    if not handles:
         run.closed(pool)  # broken: nothing is left to close in order
         pool = run.pool()
-        handles = [pool.submit(announce, full.path, full.release) for _ in range(run.workers)]
-        full.wait_for(run.workers, PATIENCE)
+        handles = _full_set(run, pool, full)
     recovered = now() - start
     full.close()
     victim.close()
     for handle in handles:
         pool.result(handle)
     return failed, recovered, pool
+
+
+def _full_set(run: Run, pool: PoolAdapter, full: Announcements) -> list[Any]:
+    """Returns the handles of tasks that are all at work at once; empty if the pool is broken."""
+    try:
+        handles = [pool.submit(announce, full.path, full.release) for _ in range(run.workers)]
+        full.wait_for(run.workers, PATIENCE)
+    except Exception:
+        return []
+    return handles
 
 
 def run(run: Run) -> dict[str, float]:

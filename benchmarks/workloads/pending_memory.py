@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 def run(run: Run) -> dict[str, float]:
     pool = run.pool()
-    pool.call_all(noop, [(0,)] * 100)
     held = Announcements(run.folder, "held")
     holders = [pool.submit(announce, held.path, held.release) for _ in range(run.workers)]
     held.wait_for(run.workers, PATIENCE)
