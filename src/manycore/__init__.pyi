@@ -1,8 +1,8 @@
-# The face as type checkers see it: every name of _HOMES in __init__.py, from its one home.
-# tests/unit/test_face.py compares the two.
+# The face as type checkers see it: every name of the table in __init__.py, from its one home.
+# Written by `python -m tests.unit.face_stub`.
 
-from typing import Any
-
+from manycore._launch import Certificate as Certificate
+from manycore._launch import cpu_count as cpu_count
 from manycore.errors import AuthenticationError as AuthenticationError
 from manycore.errors import BufferTooShort as BufferTooShort
 from manycore.errors import ChannelClosed as ChannelClosed
@@ -21,7 +21,6 @@ from manycore.errors import TaskTimeout as TaskTimeout
 from manycore.errors import TimeoutError as TimeoutError
 from manycore.errors import WorkerDied as WorkerDied
 
+__all__: list[str]
 __version__: str
 _HOMES: dict[str, str]
-
-def __getattr__(name: str) -> Any: ...

@@ -53,8 +53,8 @@ def pairs() -> list[tuple[str, Any, Any]]:
         here = [name for name in public(standard) if hasattr(ours, name)] if ours else []
         found += [(f"{module}.{name}", getattr(standard, name), getattr(ours, name)) for name in here]
     if "ProcessPoolExecutor" in manycore._HOMES:
-        executor = concurrent.futures.ProcessPoolExecutor
-        found.append(("ProcessPoolExecutor", executor, manycore.ProcessPoolExecutor))
+        name = "ProcessPoolExecutor"
+        found.append((name, concurrent.futures.ProcessPoolExecutor, getattr(manycore, name)))
     return found
 
 
