@@ -21,6 +21,28 @@ from manycore.errors import TaskTimeout as TaskTimeout
 from manycore.errors import TimeoutError as TimeoutError
 from manycore.errors import WorkerDied as WorkerDied
 
-__all__: list[str]
 __version__: str
 _HOMES: dict[str, str]
+
+__all__ = [
+    "AuthenticationError",
+    "BufferTooShort",
+    "Certificate",
+    "ChannelClosed",
+    "DeadlockError",
+    "LaunchError",
+    "ManagerDied",
+    "ManycoreError",
+    "ManycoreWarning",
+    "OwnerDied",
+    "PoolBroken",
+    "PoolClosed",
+    "ProcessError",
+    "ResultPicklingError",
+    "TaskPicklingError",
+    "TaskTimeout",
+    "TimeoutError",
+    "WorkerDied",
+    "__version__",
+    "cpu_count",
+]

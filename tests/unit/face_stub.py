@@ -16,7 +16,8 @@ HEAD = """\
 def text() -> str:
     """The stub for the table as it is."""
     lines = sorted(f"from manycore.{home} import {name} as {name}" for name, home in manycore._HOMES.items())
-    return HEAD + "\n".join(lines) + "\n\n__all__: list[str]\n__version__: str\n_HOMES: dict[str, str]\n"
+    names = "".join(f'    "{name}",\n' for name in sorted(["__version__", *manycore._HOMES]))
+    return f"{HEAD}{chr(10).join(lines)}\n\n__version__: str\n_HOMES: dict[str, str]\n\n__all__ = [\n{names}]\n"
 
 
 if __name__ == "__main__":
