@@ -87,7 +87,7 @@ def test_a_terminal_gets_one_line_that_fits(monkeypatch: pytest.MonkeyPatch, col
     with open(terminal, "w", encoding="utf-8") as stderr, open(reader, "rb", buffering=0) as screen:
         monkeypatch.setattr(sys, "stderr", stderr)
         with started("files", total=300, transient=True) as reporter:
-                reporter.advance(150)
+            reporter.advance(150)
             shown = b""
             while b"150" not in shown:
                 shown += screen.read(4096)
