@@ -26,3 +26,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Process-safety", "If a process dies", "Memory effects"]
+
+# A reference to a name of ours must resolve; the standard library's are not looked up, as that needs a network.
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!manycore).*"), ("py:.*", r"manycore\._.*")]
