@@ -39,6 +39,10 @@ _HOMES = {
     "AuthenticationError": "errors",
     "Certificate": "_launch",
     "cpu_count": "_launch",
+    "Lock": "synchronize",
+    "RLock": "synchronize",
+    "Semaphore": "synchronize",
+    "BoundedSemaphore": "synchronize",
 }
 
 __all__ = sorted(["__version__", *_HOMES])  # noqa: PLE0605  (the stub beside this file is written out)

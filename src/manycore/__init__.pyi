@@ -20,17 +20,23 @@ from manycore.errors import TaskPicklingError as TaskPicklingError
 from manycore.errors import TaskTimeout as TaskTimeout
 from manycore.errors import TimeoutError as TimeoutError
 from manycore.errors import WorkerDied as WorkerDied
+from manycore.synchronize import BoundedSemaphore as BoundedSemaphore
+from manycore.synchronize import Lock as Lock
+from manycore.synchronize import RLock as RLock
+from manycore.synchronize import Semaphore as Semaphore
 
 __version__: str
 _HOMES: dict[str, str]
 
 __all__ = [
     "AuthenticationError",
+    "BoundedSemaphore",
     "BufferTooShort",
     "Certificate",
     "ChannelClosed",
     "DeadlockError",
     "LaunchError",
+    "Lock",
     "ManagerDied",
     "ManycoreError",
     "ManycoreWarning",
@@ -38,7 +44,9 @@ __all__ = [
     "PoolBroken",
     "PoolClosed",
     "ProcessError",
+    "RLock",
     "ResultPicklingError",
+    "Semaphore",
     "TaskPicklingError",
     "TaskTimeout",
     "TimeoutError",

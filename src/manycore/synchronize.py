@@ -1,0 +1,220 @@
+"""Lock, RLock, Semaphore, BoundedSemaphore: multiprocessing.synchronize, surviving its users.
+
+Each object is a subclass of its compiled half (`manycore._native.sync`), whose methods the user calls
+without a Python frame in between, over a cell of nameless shared memory. What is added here is how an
+object is made, named and sent.
+
+    object  --keeps-->  cell (64-byte multiples of a memfd)  <--keeps--  the same object elsewhere
+
+Sending: as an argument of a process under any start method, through a queue, to a pool's worker that
+runs already: wherever pickle goes. A forked child inherits the object as it is.
+
+If a process dies
+    holding a lock       the next to acquire has it, and gets `OwnerDied` (unless the lock was made with
+                         on_owner_death="acquire"). In a `with`, the lock is given back first. Those who
+                         wait notice within 50 ms.
+    holding permits      they come back, as far as the semaphore's initial value goes. Permits that
+                         releases made on top of it are signals: who takes one has consumed it. A process
+                         that exits in order (returns, sys.exit) keeps what it took, as with the standard
+                         semaphore, so that taking a permit and leaving remains a way of consuming it.
+    waiting              nothing is left.
+
+Unlike multiprocessing.synchronize: nothing has a name, so nothing leaks and no tracker runs; timeouts are
+    monotonic; waits are interruptible by signals; `owner()` says who holds a lock.
+Source: the algorithms and their sources are in `_native/c`; _native/README.md has the proofs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from manycore._memory.cells import Cell, allocate
+from manycore._native import sync as _native
+from manycore._native.sync import SEM_VALUE_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from manycore._native.sync import HasBuffer
+    from manycore._observe.locks import Owner
+
+__all__ = ["SEM_VALUE_MAX", "BoundedSemaphore", "Lock", "RLock", "Semaphore"]
+
+
+def _rejoin(cls: type, cell: Cell, *details: Any) -> Any:
+    """The object of class `cls` over a cell that came from elsewhere."""
+    return cls._over(cell, *details)  # type: ignore[attr-defined]
+
+
+def _own_name() -> str:
+    """What repr calls the holder when it is the caller, as the standard library does."""
+    import threading
+    from multiprocessing.process import current_process
+
+    name: str = current_process().name
+    thread = threading.current_thread().name
+    return name if thread == "MainThread" else f"{name}|{thread}"
+
+
+class _Owned:
+    """What a lock and a recursive lock have in common beside their compiled halves."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        cell: Cell
+        _tells: bool
+
+        def _make(self, cell: HasBuffer, tells: bool) -> None: ...
+        def _join(self, cell: HasBuffer, tells: bool) -> None: ...
+        def _owner(self) -> tuple[int, int, int, bool]: ...
+        def _is_mine(self) -> bool: ...
+        def _count(self) -> int: ...
+
+    def __init__(self, *, ctx: object = None, on_owner_death: str = "raise") -> None:  # noqa: ARG002
+        if on_owner_death not in {"raise", "acquire"}:
+            raise ValueError(f'on_owner_death is "raise" or "acquire", not {on_owner_death!r}')
+        self._make(allocate(_native.LOCK_BYTES), on_owner_death == "raise")
+
+    @classmethod
+    def _over(cls, cell: Cell, tells: bool) -> _Owned:
+        self = cls.__new__(cls)
+        self._join(cell, tells)
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rejoin, (type(self), self.cell, self._tells)
+
+    def owner(self) -> Owner | None:
+        """Who holds it: process, thread, since when; None when nobody does."""
+        from manycore._observe.locks import describe
+
+        pid, tid, since_ns, dead = self._owner()
+        return describe(pid, tid, since_ns, dead=dead) if pid else None
+
+    def _holder(self) -> tuple[str, object]:
+        pid = self._owner()[0]
+        if pid == 0:
+            return "None", 0
+        if self._is_mine():
+            return _own_name(), self._count()
+        return "SomeOtherThread" if pid == os.getpid() else "SomeOtherProcess", "nonzero"
+
+
+class Lock(_Owned, _native.Lock):
+    """A lock between processes, that survives its owner. Any thread of any process may release it.
+
+    Args:
+        ctx: Accepted for the standard library's sake.
+        on_owner_death: What the next owner gets when the last one died: "raise" is `OwnerDied`, raised by
+            `acquire` with the lock held, and by `with` with the lock given back; "acquire" is the lock alone.
+
+    Process-safety: all methods, in all processes that have it.
+    If a process dies: see the module.
+    Memory effects: what was written before a release is seen after the next acquire.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}(owner={self._holder()[0]})>"
+
+
+class RLock(_Owned, _native.RLock):
+    """A lock that the thread which owns it may take again. Only that thread may release it.
+
+    Args:
+        ctx: Accepted for the standard library's sake.
+        on_owner_death: As for `Lock`.
+
+    Process-safety, deaths and memory effects: as `Lock`.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        name, count = self._holder()
+        return f"<{type(self).__name__}({name}, {count})>"
+
+
+# ---- semaphores ----
+
+# What this process has that must be told when it exits in order: semaphores, and barriers.
+_settled: WeakSet[Any] = WeakSet()
+_settles_in = 0  # the pid of the process that has arranged it
+
+
+def _settle_at_exit(thing: Any) -> None:
+    """Have `thing._forget()` called when this process exits in order (not when it is killed, nor by os._exit)."""
+    global _settles_in
+    _settled.add(thing)
+    if _settles_in != os.getpid():
+        first = _settles_in == 0
+        _settles_in = os.getpid()
+        from multiprocessing import util
+
+        # Runs at the exit of the main process and of a child of multiprocessing alike. A child forgets the
+        # finalizers of its parent, and those made while its arguments were being unpickled.
+        util.Finalize(None, _settle, exitpriority=-100)
+        if first:
+            util.register_after_fork(_settled, _settle_in_child)
+
+
+def _settle_in_child(_: object) -> None:
+    from multiprocessing import util
+
+    global _settles_in
+    _settles_in = os.getpid()
+    util.Finalize(None, _settle, exitpriority=-100)
+
+
+def _settle() -> None:
+    for thing in list(_settled):
+        thing._forget()
+
+
+class Semaphore(_native.Semaphore):
+    """A number of permits, which come back from processes that die.
+
+    Args:
+        value: How many permits there are at first.
+        ctx: Accepted for the standard library's sake.
+
+    Process-safety: all methods, in all processes that have it. Any thread of any process may release.
+    If a process dies: see the module.
+    Memory effects: what was written before a release is seen after the acquire that it lets through.
+    """
+
+    __slots__ = ()
+
+    _bounded = False
+
+    def __init__(self, value: int = 1, *, ctx: object = None) -> None:  # noqa: ARG002
+        self._make(allocate(self._bytes(value)), value, self._bounded)
+        _settle_at_exit(self)
+
+    @classmethod
+    def _over(cls, cell: Cell) -> Semaphore:
+        self = cls.__new__(cls)
+        self._join(cell)
+        _settle_at_exit(self)
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rejoin, (type(self), self.cell)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}(value={self.get_value()})>"
+
+
+class BoundedSemaphore(Semaphore):
+    """A semaphore that refuses a release (ValueError) when all its permits are there."""
+
+    __slots__ = ()
+
+    _bounded = True
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}(value={self.get_value()}, maxvalue={self._initial})>"
