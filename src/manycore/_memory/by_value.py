@@ -36,280 +36,144 @@ A nested function, a lambda, a closure goes inline, in the body, with its cells:
 message that share a variable share it in the receiver. When its module can be imported, the receiver
 runs it over the imported module's globals, and nothing else travels.
 
+Pickling again what has not changed would cost tens of microseconds, so definitions are remembered,
+and so are whole functions (`Shipment.memo`). A memory is good while everything that it was made from
+is the same object, or, for a class, while the interpreter's version of the class is the same. Values
+that can change in place (a list, an instance) are pickled again each time, with one exception: a
+*global* of more than 64 KiB is looked at again only when it is bound to another object.
+
+    namespaces  what has which name, and which token; what code reads
+    by_value    sending
+    classes     a class taken apart, and put together
+    rebuild     receiving
+
 Invariants:
-    _tokens[id(x)] = (weakref of x, t)   <=>   _objects[t] = weakref of x
-    a definition is registered before its state is read, so cycles end
-    a namespace's record of a name is what was last received for it, bound or not
+    a call's shipment is its own; memories are replaced, never changed
+    a memory holds no strong reference to a function, a class or a namespace
 If a process dies: nothing is shared; every table here is private to its process.
 Unlike cloudpickle: one namespace for a module instead of one for each function; a definition is
-    rebuilt only when it has changed; shared closure cells stay shared; no third-party import in the receiver.
+    rebuilt only when it has changed; shared closure cells stay shared; the receiver imports nothing
+    that is not the standard library's.
 """
 
 from __future__ import annotations
 
-import enum
 import functools
-import marshal
-import os
+import operator
 import pickle
 import sys
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
-from opcode import opmap
 from typing import Any
 
-Token = tuple[int, int]
+from manycore._memory import rebuild
+from manycore._memory.classes import HEAP_TYPE, class_parts, own_functions
+from manycore._memory.namespaces import (
+    MARK,
+    PRIVATE_GLOBALS,
+    Namespace,
+    Token,
+    analyse,
+    find,
+    importable,
+    memories,
+    namespace_of,
+    received,
+    token_of,
+)
+from manycore._memory.rebuild import Definition, Import
+from manycore._native.codec import type_version
+
 Pickle = Callable[["Shipment", Any, frozenset[int]], bytes]
 
-_MARK = "__manycore_namespace__"  # the key under which an exec'd namespace carries its Namespace
-_GLOBAL_OPERATIONS = frozenset(
-    opmap[name]
-    for name in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-    if name in opmap
-)
-_LOAD_GLOBAL = opmap["LOAD_GLOBAL"]  # its argument carries a flag in the lowest bit
-_EXTENDED_ARGUMENT = opmap["EXTENDED_ARG"]
-_CODE_CACHE_SIZE = 1024  # code objects rebuilt from bytes; a miss costs a few microseconds
-# Set by the interpreter for each namespace; or the names of the machinery, not of the user.
-_PRIVATE_GLOBALS = frozenset(
-    ("__builtins__", "__name__", "__file__", "__spec__", "__loader__", "__package__", "__cached__", "__path__", _MARK)
-)
-
-# Guards minting and installing. Re-entrant, because installing runs the user's code, which may pickle.
-_lock = threading.RLock()
-_tokens: dict[int, tuple[weakref.ref[Any], Token]] = {}
-_objects: dict[Token, weakref.ref[Any]] = {}
-_received: dict[Token, int] = {}  # hash of the definition last received; only for tokens of other processes
-_held: list[list[Any]] = []  # per message being installed: what was built for it, until its body is read
-_pending: dict[Token, Definition] = {}  # definitions of messages being installed, not yet begun
-_origin = 0
-_origin_pid = 0
-_minted = 0
-_is_worker = False
+_LARGE_BYTES = 65536  # a global that pickles to more is pickled again only when it is bound anew
+_ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented), range))
+_BY_IDENTITY = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools._lru_cache_wrapper)
+# Parts of a class that change only by being replaced, which the version of the class tells.
+_CLASS_PARTS = (
+    staticmethod, classmethod, property, functools.cached_property, types.MemberDescriptorType,
+    types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType,
+)  # fmt: skip
+_UNSTABLE = object()
+_MISSING = object()
 
 
-class Definition(tuple[Token, int, str, bytes, bytes]):
-    """(token, hash, readable name, pickled skeleton, pickled state)."""
-
-    __slots__ = ()
-
-
-class Namespace:
-    """One dict of globals that shipped code runs over, and what messages have bound in it."""
-
-    __slots__ = ("__weakref__", "globals", "key", "records")
-
-    def __init__(self, key: str | Token, globals_: dict[str, Any]) -> None:
-        self.key = key
-        self.globals = globals_
-        self.records: dict[str, tuple[int, Any]] = {}  # name -> (hash, value) as last received
-
-
-_named: dict[str, Namespace] = {}  # of modules
-_anonymous: weakref.WeakValueDictionary[Token, Namespace] = weakref.WeakValueDictionary()  # of exec'd dicts
-_importable: dict[str, tuple[int, bool]] = {}  # module name -> (id of the module, verdict)
-
-
-def become_worker(main: dict[str, Any] | None = None) -> None:
-    """Makes this process a receiver: gives it a fresh `__main__`, in which what comes from the parent lives.
-
-    Args:
-        main: What the parent's `__main__` says of itself (see `describe_main`).
-    """
-    global _is_worker
-    module = types.ModuleType("__main__")
-    module.__dict__.update(main or {})
-    module.__dict__["__name__"] = "__main__"
-    module.__dict__.setdefault("__builtins__", __builtins__)
-    sys.modules["__main__"] = module
-    with _lock:
-        _named.pop("__main__", None)
-    _is_worker = True
-
-
-def describe_main() -> dict[str, Any]:
-    """What a worker's `__main__` is to say of itself as the parent's does: the argument of `become_worker`."""
-    main = sys.modules.get("__main__")
-    names = ("__file__", "__doc__", "__package__")
-    return {name: value for name in names if isinstance(value := getattr(main, name, None), str)}
-
-
-# Tokens
-
-
-def _forget(identity: int, token: Token) -> Callable[[object], None]:
-    def collected(_: object) -> None:
-        _tokens.pop(identity, None)
-        _objects.pop(token, None)
-        _received.pop(token, None)
-
-    return collected
-
-
-def _register(value: Any, token: Token) -> None:
-    reference = weakref.ref(value, _forget(id(value), token))
-    _tokens[id(value)] = (reference, token)
-    _objects[token] = reference
-
-
-def _new_token() -> Token:
-    global _origin, _origin_pid, _minted
-    pid = os.getpid()
-    if _origin_pid != pid:  # the first token, or the first after a fork
-        _origin, _origin_pid = int.from_bytes(os.urandom(8), "little"), pid
-    _minted += 1
-    return (_origin, _minted)
-
-
-def _token(value: Any) -> Token:
-    entry = _tokens.get(id(value))
-    if entry is not None and entry[0]() is value:
-        return entry[1]
-    with _lock:
-        token = _new_token()
-        _register(value, token)
-    return token
-
-
-# What can be imported by name
-
-
-def importable(name: str) -> bool:
-    """Whether a process with this one's `sys.path` would find, under `name`, the module that is loaded here."""
-    module = sys.modules.get(name)
-    if module is None:
-        return False
-    cached = _importable.get(name)
-    if cached is not None and cached[0] == id(module):
-        return cached[1]
-    verdict = _is_importable(name, module)
-    _importable[name] = (id(module), verdict)
-    return verdict
-
-
-def _is_importable(name: str, module: types.ModuleType) -> bool:
-    if name in ("__main__", "__mp_main__") or not isinstance(module, types.ModuleType):
-        return False
-    if name in sys.builtin_module_names or name in sys.stdlib_module_names:
-        return True
-    cloudpickle = sys.modules.get("cloudpickle")
-    if cloudpickle is not None and name.partition(".")[0] in cloudpickle.list_registry_pickle_by_value():
-        return False
-    parent, _, _ = name.rpartition(".")
-    if parent:
-        if not importable(parent):
-            return False
-        path = getattr(sys.modules[parent], "__path__", None)
-        if path is None:  # such as `os.path`: its parent's import makes it
-            return True
-    else:
-        path = None
-    origin = getattr(module, "__file__", None)
-    for finder in sys.meta_path:
+def stamp(value: Any) -> Any:
+    """What tells later whether a name still has this value: the value, a weak reference, or `_UNSTABLE`."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if isinstance(value, _BY_IDENTITY):
         try:
-            spec = finder.find_spec(name, path)
-        except Exception:
-            continue
-        if spec is not None:
-            return origin is None or spec.origin is None or _same_file(origin, spec.origin)
-    return bool(parent)  # made by its package's import
+            return weakref.ref(value)
+        except TypeError:
+            return _UNSTABLE
+    if kind in (tuple, frozenset) and all(type(part) in _ATOMS for part in value):
+        return value
+    return _UNSTABLE
 
 
-def _same_file(one: str, other: str) -> bool:
-    return one == other or os.path.realpath(one) == os.path.realpath(other)
+def _same(value: Any, stamped: Any) -> bool:
+    return value is stamped or (type(stamped) is weakref.ref and stamped() is value)
 
 
-def find(module: str | None, qualname: str) -> Any:
-    """What `qualname` names in the loaded module, or None."""
-    found: Any = sys.modules.get(module or "")
-    if found is None or "<" in qualname:
-        return None
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    return found
+class _Memory:
+    """A definition as it was last pickled, what it needed, and what tells whether it has changed."""
+
+    __slots__ = ("definition", "log", "version")
+
+    def __init__(self, version: tuple[Any, ...], definition: Definition, log: list[tuple[Any, ...]]) -> None:
+        self.version = version
+        self.definition = definition
+        self.log = log
+
+    def is_of(self, version: tuple[Any, ...] | None) -> bool:
+        """Whether this was made from that version; by identity, for 1 equals True and 1.0."""
+        return version is not None and all(map(operator.is_, self.version, version))
 
 
-def _namespace_of(globals_: dict[str, Any]) -> Namespace | str:
-    """The namespace over which code with these globals runs; the module's bare name when it can be imported."""
-    name = globals_.get("__name__")
-    if isinstance(name, str):
-        module = sys.modules.get(name)
-        if module is not None and getattr(module, "__dict__", None) is globals_:
-            if importable(name):
-                return name
-            space = _named.get(name)
-            if space is None or space.globals is not globals_:
-                space = _named[name] = Namespace(name, globals_)
-            return space
-    space = globals_.get(_MARK)
-    if type(space) is not Namespace or space.globals is not globals_:  # none yet, or that of the dict this is a copy of
-        with _lock:
-            space = globals_[_MARK] = Namespace(_new_token(), globals_)
-            _anonymous[space.key] = space  # type: ignore[index]
-    return space
+class Memo:
+    """A pickled function, and what tells whether pickling it again would give the same.
 
-
-def _receiving_namespace(key: str | Token, names: dict[str, Any]) -> Namespace:
-    if isinstance(key, tuple):
-        space = _anonymous.get(key)
-        if space is None:
-            space = Namespace(key, dict(names))
-            space.globals[_MARK] = space
-            _anonymous[key] = space
-        return space
-    module = sys.modules.get(key)
-    space = _named.get(key)
-    if space is None or (module is not None and key == "__main__" and space.globals is not module.__dict__):
-        if module is None:
-            module = types.ModuleType(key)
-            module.__dict__.update(names)
-            sys.modules[key] = module
-        elif importable(key):  # another module of that name is at home here: stay apart from it
-            module = types.ModuleType(key)
-            module.__dict__.update(names)
-        space = _named[key] = Namespace(key, module.__dict__)
-    return space
-
-
-# What code reads
-
-_reads: dict[int, tuple[weakref.ref[types.CodeType], tuple[tuple[str, ...], frozenset[str], bytes]]] = {}
-
-
-def _analyse(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], bytes]:
-    """The globals that `code` names, all its names (attributes too), and its marshalled bytes; remembered.
-
-    Remembering is needed for more than speed: marshalling depends on reference counts, so the bytes of
-    one code object are not always the same.
+    Attributes:
+        data: The bytes.
     """
-    entry = _reads.get(id(code))
-    if entry is not None and entry[0]() is code:
-        return entry[1]
-    globals_: dict[str, None] = {}
-    names: set[str] = set()
-    stack = [code]
-    while stack:
-        current = stack.pop()
-        stack.extend(constant for constant in current.co_consts if isinstance(constant, types.CodeType))
-        names.update(current.co_names)
-        operations = current.co_code
-        extended = 0
-        for at in range(0, len(operations), 2):
-            operation = operations[at]
-            argument = operations[at + 1] | extended
-            extended = argument << 8 if operation == _EXTENDED_ARGUMENT else 0
-            if operation in _GLOBAL_OPERATIONS:
-                globals_[current.co_names[argument >> 1 if operation == _LOAD_GLOBAL else argument]] = None
-    result = (tuple(globals_), frozenset(names), marshal.dumps(code))
-    identity = id(code)
-    _reads[identity] = (weakref.ref(code, lambda _: _reads.pop(identity, None) and None), result)
-    return result
 
+    __slots__ = ("_code", "_defaults", "_foreign", "_own", "_variables", "data")
 
-# Sending
+    def __init__(self, function: types.FunctionType, data: bytes, checks: list[tuple[Namespace, str, Any]]) -> None:
+        self.data = data
+        self._code = function.__code__
+        self._defaults = function.__defaults__
+        self._variables = [stamp(cell.cell_contents) for cell in function.__closure__ or ()]
+        own = function.__globals__
+        self._own = [(name, stamped) for space, name, stamped in checks if space.globals is own]
+        self._foreign = [
+            (weakref.ref(space), name, stamped) for space, name, stamped in checks if space.globals is not own
+        ]
+
+    def valid(self, function: types.FunctionType) -> bool:
+        """Whether the function and all that it reads are what they were."""
+        if function.__code__ is not self._code or function.__defaults__ is not self._defaults or function.__dict__:
+            return False
+        if self._variables:
+            try:
+                for cell, stamped in zip(function.__closure__ or (), self._variables, strict=True):
+                    if not _same(cell.cell_contents, stamped):
+                        return False
+            except ValueError:
+                return False
+        own = function.__globals__
+        for name, stamped in self._own:
+            value = own.get(name, _MISSING)
+            if value is not stamped and not (type(stamped) is weakref.ref and stamped() is value):
+                return False
+        for reference, name, stamped in self._foreign:
+            space = reference()
+            if space is None or not _same(space.globals.get(name, _MISSING), stamped):
+                return False
+        return True
 
 
 class Shipment:
@@ -320,7 +184,7 @@ class Shipment:
         to_parent: The receiver is the process that this one's objects came from, so what it sent needs no definition.
     """
 
-    __slots__ = ("_done", "_pending", "_pickle", "definitions", "spaces", "to_parent")
+    __slots__ = ("_checks", "_log", "_pending", "_pickle", "definitions", "inlined", "spaces", "stable", "to_parent")
 
     def __init__(self, pickle_part: Pickle, *, to_parent: bool = False) -> None:
         self._pickle = pickle_part
@@ -328,14 +192,31 @@ class Shipment:
         self.definitions: dict[Token, Any] = {}
         self.spaces: dict[str | Token, tuple[Namespace, dict[str, tuple[int, bytes, int] | None]]] = {}
         self._pending: list[tuple[Any, ...]] = []
+        self._log: list[tuple[Any, ...]] | None = None  # what the definition being pickled needs
+        self._checks: list[tuple[Namespace, str, Any]] = []  # the globals read, and what they were
+        self.inlined = False  # a function went in full
+        self.stable = True  # nothing was met that may change without being bound anew
 
     def __bool__(self) -> bool:
         return bool(self.definitions or self.spaces)
+
+    def memo(self, function: types.FunctionType, data: bytes) -> Memo | None:
+        """A memory of this message, which is `function` alone; None where it may change unseen."""
+        if not self.stable or function.__dict__ or function.__kwdefaults__:
+            return None
+        return Memo(function, data, self._checks)
+
+    # Reduce values
 
     def reduce_function(self, function: types.FunctionType, inline: frozenset[int]) -> Any:
         """How a function is pickled: a reduce value, or NotImplemented for a bare reference."""
         named = self._by_name(function, function, inline)
         return self._inline(function) if named is None else named
+
+    def reduce_wrapper(self, value: Any, inline: frozenset[int]) -> Any:
+        """How a wrapper made by `functools.lru_cache` is pickled: it keeps one cache per process when it has a name."""
+        named = self._by_name(value, value.__wrapped__, inline)
+        return (rebuild.lru_cache, (value.__wrapped__, value.cache_parameters())) if named is None else named
 
     def reduce_class(self, cls: type) -> Any:
         """How a class is pickled: a reduce value, or NotImplemented for a bare reference."""
@@ -350,17 +231,12 @@ class Shipment:
         if found is cls:
             if importable(module):
                 return NotImplemented
-            space = _namespace_of(vars(sys.modules[module]))
+            space = namespace_of(vars(sys.modules[module]))
             if isinstance(space, Namespace) and "." not in qualname:
                 return self._defined(cls, space, qualname)
-        elif not cls.__flags__ & _HEAP_TYPE:
+        elif not cls.__flags__ & HEAP_TYPE:
             return NotImplemented  # a static type under another name: only a reference can be right
         return self._defined(cls, None, qualname)
-
-    def reduce_object(self, value: Any, inline: frozenset[int]) -> Any:
-        """How a wrapper made by `functools.lru_cache` is pickled: it keeps one cache per process when it has a name."""
-        named = self._by_name(value, value.__wrapped__, inline)
-        return (_lru_cache, (value.__wrapped__, value.cache_parameters())) if named is None else named
 
     def _by_name(self, value: Any, function: Any, inline: frozenset[int]) -> Any:
         """How a function, or the wrapper of one, is pickled when it has a name of its own; else None."""
@@ -374,60 +250,91 @@ class Shipment:
             if owner:
                 return getattr, (find(module, owner), name)
         if isinstance(function, types.FunctionType) and function.__globals__.get(qualname) is value:
-            space = _namespace_of(function.__globals__)
+            space = namespace_of(function.__globals__)
             if isinstance(space, Namespace):
                 return self._defined(value, space, qualname)
         return None
 
     def _defined(self, value: Any, space: Namespace | None, name: str) -> Any:
-        token = _token(value)
-        if self.to_parent and token in _received:
-            return _defined, (token, value.__module__, value.__qualname__)
+        token = token_of(value)
+        reference = (token, value.__module__, value.__qualname__)
+        if self.to_parent and token in received:
+            return rebuild.defined, reference
+        if self._log is not None:
+            self._log.append(("definition", weakref.ref(value), None if space is None else weakref.ref(space), name))
         if token not in self.definitions:
             self.definitions[token] = None
             self._pending.append((self._define, token, value))
             if space is not None:
                 self.need(space, (name,), frozenset())
-        return _defined, (token, value.__module__, value.__qualname__)
+        return rebuild.defined, reference
 
     def _inline(self, function: types.FunctionType) -> Any:
-        space = _namespace_of(function.__globals__)
-        read, names, code = _analyse(function.__code__)
+        self.inlined = True
+        space = namespace_of(function.__globals__)
+        read, names, code = analyse(function.__code__)
         if isinstance(space, str):
-            key: str | Token | None = space
+            key: str | Token = space
             shipped = False
         else:
             self.need(space, read, names)
             key, shipped = space.key, True
+        if self.stable:
+            self.stable = self._is_stable(function)
         state = _function_state(function)
         arguments = (key, shipped, code, function.__name__, function.__closure__)
         if state is None:
-            return _function, arguments
-        return _function, arguments, state, None, None, _fill_function
+            return rebuild.function_over, arguments
+        return rebuild.function_over, arguments, state, None, None, rebuild.fill_function
+
+    @staticmethod
+    def _is_stable(function: types.FunctionType) -> bool:
+        if function.__kwdefaults__ or function.__dict__:
+            return False
+        for cell in function.__closure__ or ():
+            try:
+                value = cell.cell_contents
+            except ValueError:
+                return False
+            if stamp(value) is _UNSTABLE:
+                return False
+            if isinstance(value, types.FunctionType) and value.__closure__:
+                return False  # whose variables may change
+        for default in function.__defaults__ or ():
+            stamped = stamp(default)
+            if stamped is _UNSTABLE or type(stamped) is weakref.ref:  # a memory would hold it strongly
+                return False
+        return True
+
+    # What is needed besides
 
     def need(self, space: Namespace, read: Iterable[str], names: frozenset[str]) -> None:
         """Notes that shipped code reads these globals of `space`; `names` are all names in that code."""
+        if self._log is not None:
+            self._log.append(("globals", weakref.ref(space), tuple(read), names))
         entry = self.spaces.get(space.key)
         if entry is None:
             entry = self.spaces[space.key] = (space, {})
         for name in read:
-            if name in entry[1] or name in _PRIVATE_GLOBALS or name not in space.globals:
+            if name in entry[1] or name in PRIVATE_GLOBALS:
+                continue
+            if name not in space.globals:
+                self._checks.append((space, name, _MISSING))
                 continue
             entry[1][name] = None
             self._pending.append((self._pickle_global, space, entry[1], name, names))
 
-    def need_module(self, module: types.ModuleType) -> Namespace | None:
-        """Notes that a shipped module is used as a value, so that all of it is needed; None when it can be imported."""
-        space = _namespace_of(vars(module))
-        if not isinstance(space, Namespace):
-            return None
-        if space.key != "__main__":
-            entry = self.spaces.setdefault(space.key, (space, {}))
-            for name in [*space.globals]:
-                if name not in entry[1] and name not in _PRIVATE_GLOBALS:
-                    entry[1][name] = None
-                    self._pending.append((self._try_global, space, entry[1], name, frozenset()))
-        return space
+    def need_module(self, module: types.ModuleType) -> None:
+        """Notes that a module is used as a value, so that all of it is needed when it is a shipped one."""
+        space = namespace_of(vars(module))
+        if isinstance(space, str) or space.key == "__main__":
+            return
+        self.stable = False
+        entry = self.spaces.setdefault(space.key, (space, {}))
+        for name in [*space.globals]:
+            if name not in entry[1] and name not in PRIVATE_GLOBALS:
+                entry[1][name] = None
+                self._pending.append((self._try_global, space, entry[1], name, frozenset()))
 
     def close(self) -> bytes:
         """Pickles what was noted, and what that needs in turn. Returns the table that precedes the body."""
@@ -436,33 +343,59 @@ class Shipment:
             step(*arguments)
         spaces = []
         for key, (space, globals_) in self.spaces.items():
-            own = {name: space.globals[name] for name in ("__name__", "__file__", "__doc__", "__package__")
-                   if isinstance(space.globals.get(name), str)}
+            own = {
+                name: space.globals[name]
+                for name in ("__name__", "__file__", "__doc__", "__package__")
+                if isinstance(space.globals.get(name), str)
+            }
             spaces.append((key, own, {name: value for name, value in globals_.items() if value is not None}))
         return pickle.dumps(([tuple(each) for each in self.definitions.values()], spaces), 5)
 
     def _define(self, token: Token, value: Any) -> None:
-        inline = frozenset(_own_functions(value))
-        if isinstance(value, type):
-            skeleton_value, state_value = _class_parts(value)
-        elif isinstance(value, types.FunctionType):
-            skeleton_value, state_value = self._function_parts(value)
-        else:
-            skeleton_value, state_value = ("lru", value.__wrapped__, value.cache_parameters()), None
+        version = _version(value)
+        memory = memories.get(token)
+        if memory is not None and memory.is_of(version):
+            self._replay(memory)
+            return
+        inline = frozenset(own_functions(value))
+        stable, self._log = self.stable, []
         try:
+            if isinstance(value, type):
+                skeleton_value, state_value = class_parts(value)
+            elif isinstance(value, types.FunctionType):
+                skeleton_value, state_value = self._function_parts(value)
+            else:
+                skeleton_value, state_value = ("lru", value.__wrapped__, value.cache_parameters()), None
             skeleton = self._pickle(self, skeleton_value, inline)
             state = self._pickle(self, state_value, inline)
         except Exception as error:
             error.add_note(f"while pickling {value.__module__}.{value.__qualname__} by value")
             raise
-        known = _received.get(token)
-        digest = hash(skeleton) ^ hash(state) if known is None else known
-        self.definitions[token] = Definition((token, digest, value.__qualname__, skeleton, state))
+        finally:
+            log, self._log = self._log, None
+        known = received.get(token)
+        digest = hash((skeleton, state)) if known is None else known
+        definition = Definition((token, digest, value.__qualname__, skeleton, state))
+        self.definitions[token] = definition
+        self.stable = stable and version is not None
+        if version is not None:
+            memories[token] = _Memory(version, definition, log)
+
+    def _replay(self, memory: _Memory) -> None:
+        self.definitions[memory.definition[0]] = memory.definition
+        for kind, reference, what, names in memory.log:
+            referent = reference()
+            if referent is None:
+                continue
+            if kind == "globals":
+                self.need(referent, what, names)
+            else:
+                self._defined(referent, None if what is None else what(), names)
 
     def _function_parts(self, function: types.FunctionType) -> tuple[Any, Any]:
         made = self._inline(function)
         *arguments, closure = made[1]
-        contents = []
+        contents: list[tuple[Any, ...]] = []
         for cell in closure or ():
             try:
                 contents.append((cell.cell_contents,))
@@ -474,16 +407,17 @@ class Shipment:
     def _pickle_global(
         self, space: Namespace, into: dict[str, Any], name: str, names: frozenset[str], *, optional: bool = False
     ) -> None:
-        value = space.globals.get(name, _MARK)
-        if value is _MARK:
+        value = space.globals.get(name, MARK)
+        if value is MARK:
             return
         record = space.records.get(name)
         unchanged = record is not None and record[1] is value
         if unchanged and self.to_parent:
             del into[name]
             return
+        stamped = stamp(value)
         if isinstance(value, types.ModuleType) and importable(value.__name__):
-            data = pickle.dumps(_Import(value.__name__, tuple(_submodules(value, names))), 5)
+            data = pickle.dumps(Import(value.__name__, tuple(_submodules(value, names))), 5)
             rank = 0
         else:
             try:
@@ -493,14 +427,34 @@ class Shipment:
                     return
                 error.add_note(f"while pickling the global {name!r} of {space.globals.get('__name__', '?')}")
                 raise
-            rank = 0 if isinstance(value, (type, types.FunctionType, types.ModuleType, functools._lru_cache_wrapper)) else 1
+            rank = 0 if isinstance(value, _BY_IDENTITY) else 1
+        if stamped is _UNSTABLE:
+            if len(data) > _LARGE_BYTES:
+                stamped = value
+            else:
+                self.stable = False
+        self._checks.append((space, name, stamped))
         into[name] = (record[0] if unchanged and record is not None else hash(data), data, rank)
 
     def _try_global(self, space: Namespace, into: dict[str, Any], name: str, names: frozenset[str]) -> None:
         self._pickle_global(space, into, name, names, optional=True)
 
 
-_HEAP_TYPE = 1 << 9
+def _version(value: Any) -> tuple[Any, ...] | None:
+    """Objects that stay the same while a definition's bytes do; None where nothing tells."""
+    if isinstance(value, type):
+        number = type_version(value)
+        if not number:
+            return None
+        for name, part in vars(value).items():
+            if not (name[:2] == "__" or isinstance(part, _CLASS_PARTS) or stamp(part) is not _UNSTABLE):
+                return None
+        return (sys.intern(str(number)),)
+    if isinstance(value, types.FunctionType):
+        if value.__closure__ or not Shipment._is_stable(value):
+            return None
+        return (value.__code__, value.__defaults__, value.__doc__, value.__qualname__)
+    return ()
 
 
 def _submodules(module: types.ModuleType, names: frozenset[str]) -> Iterator[str]:
@@ -530,315 +484,4 @@ def _function_state(function: types.FunctionType) -> tuple[Any, ...] | None:
         None if qualname == code.co_qualname else qualname,
         getattr(function, "__type_params__", ()) or None,
     )
-    return None if state == _NO_STATE else state
-
-
-_NO_STATE = (None,) * 8
-
-
-def _own_functions(value: Any) -> Iterator[int]:
-    """The ids of the functions that are part of a definition and must not be named through it."""
-    yield id(value)
-    if not isinstance(value, type):
-        return
-    for part in vars(value).values():
-        for each in (part, getattr(part, "__func__", None), getattr(part, "func", None)):
-            if isinstance(each, types.FunctionType):
-                yield id(each)
-        if isinstance(part, property):
-            yield from (id(each) for each in (part.fget, part.fset, part.fdel))
-
-
-# Classes
-
-# What the interpreter or the metaclass makes anew for each class.
-_MADE_ANEW = frozenset(("__weakref__", "__dict__", "__module__", "__slots__", "__orig_bases__", "_abc_impl"))
-_ENUM_MADE_ANEW = _MADE_ANEW | frozenset((
-    "_member_names_", "_member_map_", "_value2member_map_", "_unhashable_values_", "_hashable_values_",
-    "_unhashable_values_map_", "_member_type_", "_value_repr_", "_use_args_", "__new__", "__new_member__",
-    "_new_member_", "_generate_next_value_", "_flag_mask_", "_singles_mask_", "_all_bits_", "_boundary_", "_inverted_",
-    "__qualname__",
-))  # fmt: skip
-_ENUM_MEMBER_OWN = frozenset(("_value_", "_name_", "__objclass__", "_sort_order_"))
-
-
-def _class_parts(cls: type) -> tuple[Any, Any]:
-    """What makes an empty class like `cls`, and what fills it."""
-    own = vars(cls)
-    if isinstance(cls, enum.EnumMeta):
-        members = {name: member._value_ for name, member in cls._member_map_.items()}
-        made_anew = _ENUM_MADE_ANEW
-        details = {
-            name: {key: value for key, value in vars(member).items() if key not in _ENUM_MEMBER_OWN}
-            for name, member in cls._member_map_.items()
-        }
-        skeleton: Any = ("enum", type(cls), cls.__name__, cls.__bases__, cls.__module__, cls.__qualname__, members)
-        attributes = {key: value for key, value in own.items() if key not in made_anew and key not in members}
-        return skeleton, (attributes, [], {name: extra for name, extra in details.items() if extra})
-    basic = {key: own[key] for key in ("__slots__", "__orig_bases__") if key in own}
-    basic["__module__"], basic["__qualname__"] = cls.__module__, cls.__qualname__
-    skip = set(_MADE_ANEW)
-    slots = own.get("__slots__", ())
-    skip.update((slots,) if isinstance(slots, str) else slots)
-    attributes = {
-        key: value
-        for key, value in own.items()
-        if key not in skip and not isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType))
-        and type(value).__name__ != "CField"
-    }  # fmt: skip
-    registry = []
-    if "_abc_impl" in own:
-        from _abc import _get_dump  # type: ignore[import-not-found]
-
-        registry = [each for reference in _get_dump(cls)[0] if (each := reference()) is not None]
-    return ("class", type(cls), cls.__name__, cls.__bases__, basic), (attributes, registry, None)
-
-
-def _make_class(metaclass: Any, name: str, bases: tuple[type, ...], basic: dict[str, Any]) -> type:
-    try:
-        return types.new_class(name, bases, {"metaclass": metaclass}, lambda namespace: namespace.update(basic))
-    except TypeError:
-        pass  # the metaclass or a base wants arguments, or a body: make the class past them
-    try:
-        return type.__new__(metaclass, name, bases, dict(basic))
-    except TypeError:
-        cls = type.__new__(metaclass, name, (_Quiet, *bases), dict(basic))
-        cls.__bases__ = bases
-        return cls
-
-
-class _Quiet:
-    """A first base that keeps `__init_subclass__` of the others from running; taken out again at once."""
-
-    __slots__ = ()
-
-    def __init_subclass__(cls) -> None:
-        pass
-
-
-def _make_enum(
-    metaclass: Any, name: str, bases: tuple[type, ...], module: str, qualname: str, members: dict[str, Any]
-) -> type:
-    namespace = metaclass.__prepare__(name, bases)
-    namespace["__module__"], namespace["__qualname__"] = module, qualname
-    for member, value in members.items():
-        namespace[member] = value
-    made: type = metaclass.__new__(metaclass, name, bases, namespace)
-    return made
-
-
-def _fill_class(cls: type, state: tuple[dict[str, Any], list[type], dict[str, dict[str, Any]] | None]) -> None:
-    attributes, registry, members = state
-    for name, value in attributes.items():
-        try:
-            setattr(cls, name, value)
-        except (AttributeError, TypeError):
-            if not (name.startswith("__") and name.endswith("__")):
-                raise
-    for each in registry:
-        cls.register(each)  # type: ignore[attr-defined]
-    for name, extra in (members or {}).items():
-        vars(cls._member_map_[name]).update(extra)  # type: ignore[attr-defined]
-
-
-# Receiving
-
-
-class _Import:
-    """A module as a global's value, with the submodules that are reached through it."""
-
-    __slots__ = ("name", "submodules")
-
-    def __init__(self, name: str, submodules: tuple[str, ...]) -> None:
-        self.name = name
-        self.submodules = submodules
-
-    def __reduce__(self) -> Any:
-        return _import, (self.name, self.submodules)
-
-
-def _import(name: str, submodules: tuple[str, ...]) -> types.ModuleType:
-    module = import_module(name)
-    for each in submodules:
-        import_module(each)
-    return module
-
-
-def _shipped_module(key: str) -> Any:
-    if key == "__main__":
-        return sys.modules[key]
-    space = _receiving_namespace(key, {"__name__": key})
-    module = sys.modules.get(key)
-    if module is None or vars(module) is not space.globals:
-        module = types.SimpleNamespace()
-        module.__dict__ = space.globals  # type: ignore[misc,assignment]
-    return module
-
-
-_codes: dict[bytes, types.CodeType] = {}
-
-
-def _function(
-    key: str | Token, shipped: bool, code: bytes, name: str, closure: tuple[Any, ...] | None
-) -> types.FunctionType:
-    space = vars(import_module(key)) if not shipped else _receiving_namespace(key, {}).globals  # type: ignore[arg-type]
-    rebuilt = _codes.get(code)
-    if rebuilt is None:
-        if len(_codes) >= _CODE_CACHE_SIZE:
-            _codes.clear()
-        rebuilt = _codes[code] = marshal.loads(code)  # noqa: S302
-    return types.FunctionType(rebuilt, space, name, None, closure)
-
-
-def _fill_function(function: types.FunctionType, state: tuple[Any, ...] | None) -> None:
-    defaults, keyword_defaults, attributes, doc, module, annotations, qualname, parameters = state or _NO_STATE
-    function.__defaults__ = defaults
-    function.__kwdefaults__ = keyword_defaults
-    if attributes:
-        function.__dict__.update(attributes)
-    if doc is not None:
-        function.__doc__ = doc
-    if module is not None:
-        function.__module__ = module
-    if annotations:
-        function.__annotations__ = annotations
-    if qualname is not None:
-        function.__qualname__ = qualname
-    if parameters:
-        function.__type_params__ = parameters  # type: ignore[attr-defined]
-
-
-def _cell() -> types.CellType:
-    return types.CellType()
-
-
-def _fill_cell(cell: types.CellType, state: tuple[Any]) -> None:
-    cell.cell_contents = state[0]
-
-
-def reduce_cell(cell: types.CellType) -> Any:
-    """How a closure's variable is pickled: first empty, so that a function may refer to itself."""
-    try:
-        return _cell, (), (cell.cell_contents,), None, None, _fill_cell
-    except ValueError:
-        return _cell, ()
-
-
-def _defined(token: Token, module: str, qualname: str) -> Any:
-    """The class or function that `token` stands for; built now when it came with this message."""
-    reference = _objects.get(token)
-    value = reference() if reference is not None else None
-    definition = _pending.get(token)
-    if definition is not None:
-        return _build(definition, value)
-    if value is None:
-        value = find(module, qualname)
-        if value is None:
-            message = f"{module}.{qualname} no longer exists in this process, and came without its code"
-            raise pickle.UnpicklingError(message)
-    return value
-
-
-def _build(definition: Definition, value: Any) -> Any:
-    """Makes or refreshes what `definition` describes.
-
-    Reading the skeleton may come back here for the same token (a class whose base knows its subclasses):
-    the inner call then makes the object, and the outer one finds it.
-    """
-    token, digest, _, skeleton, state = definition
-    if not isinstance(value, type):
-        kind, *arguments = pickle.loads(skeleton)
-        if token not in _pending:
-            return _objects[token]()
-        made = _MAKERS[kind](*arguments)
-        if isinstance(value, types.FunctionType):  # it changed in place in the sender
-            value.__code__ = made.__code__
-        else:
-            value = made
-            _register(value, token)
-    _pending.pop(token, None)
-    _held[-1].append(value)
-    _received[token] = digest
-    if isinstance(value, type):
-        _fill_class(value, pickle.loads(state))
-    elif isinstance(value, types.FunctionType):
-        contents, rest = pickle.loads(state)
-        for cell, content in zip(value.__closure__ or (), contents, strict=True):
-            if content:
-                cell.cell_contents = content[0]
-        _fill_function(value, rest)
-    return value
-
-
-def _function_definition(
-    key: str | Token, shipped: bool, code: bytes, name: str, cells: int
-) -> types.FunctionType:
-    return _function(key, shipped, code, name, tuple(types.CellType() for _ in range(cells)) or None)
-
-
-def _lru_cache(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
-    return functools.lru_cache(**parameters)(function)
-
-
-_MAKERS: dict[str, Callable[..., Any]] = {
-    "class": _make_class, "enum": _make_enum, "function": _function_definition, "lru": _lru_cache,
-}  # fmt: skip
-
-
-def install(table: bytes | memoryview) -> list[Any]:
-    """Lays down the definitions and globals that precede a message's body.
-
-    Returns:
-        What must be kept alive until the body has been read: definitions are registered by weak reference.
-    """
-    definitions, spaces = pickle.loads(table)
-    with _lock:
-        mine = _origin if _origin_pid == os.getpid() else None
-        wanted = []
-        for each in definitions:
-            token, digest = each[0], each[1]
-            reference = _objects.get(token)
-            if reference is not None and reference() is not None and (token[0] == mine or _received.get(token) == digest):
-                continue
-            _pending[token] = Definition(each)
-            wanted.append(each)
-        held: list[Any] = []
-        _held.append(held)
-        try:
-            later = []
-            for key, own, globals_ in spaces:
-                space = _receiving_namespace(key, own)
-                for name, (digest, data, rank) in globals_.items():
-                    if not _wants(space, name, digest):
-                        continue
-                    if rank == 0:
-                        _bind(space, name, digest, data)
-                    else:
-                        later.append((space, name, digest, data))
-            for token, _, qualname, *_ in wanted:
-                if token in _pending:
-                    _defined(token, "", qualname)
-            for step in later:
-                _bind(*step)
-        finally:
-            _held.pop()
-            for token, *_ in wanted:
-                _pending.pop(token, None)
-    return held
-
-
-def _wants(space: Namespace, name: str, digest: int) -> bool:
-    record = space.records.get(name)
-    return name not in space.globals or (record is not None and record[0] != digest)
-
-
-def _bind(space: Namespace, name: str, digest: int, data: bytes) -> None:
-    try:
-        value = pickle.loads(data)
-    except Exception as error:
-        error.add_note(f"while rebuilding the global {name!r} of {space.globals.get('__name__', '?')}")
-        raise
-    record = space.records.get(name)
-    if name not in space.globals or (record is not None and space.globals[name] is record[1]):
-        space.globals[name] = value
-    space.records[name] = (digest, value)
+    return None if state == rebuild.NO_STATE else state

@@ -68,3 +68,35 @@ cdef extern from *:
 def is_plain(object value) -> bool:
     """Whether `value` is small and made of exact builtin types, so that `pickle.dumps` is right at once."""
     return mc_is_plain(value)
+
+
+cdef extern from *:
+    """
+    /* The interpreter's number for the present state of a class; 0 where it gives none. */
+    static unsigned int mc_type_version(PyObject *value)
+    {
+        if (!PyType_Check(value))
+            return 0;
+        PyTypeObject *type = (PyTypeObject *)value;
+    #if PY_VERSION_HEX >= 0x030C0000
+        if (!PyUnstable_Type_AssignVersionTag(type))
+            return 0;
+    #else
+        if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) {
+            PyObject *found = PyObject_GetAttrString(value, "__init__"); /* a look-up assigns one */
+            if (found == NULL)
+                PyErr_Clear();
+            Py_XDECREF(found);
+            if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG))
+                return 0;
+        }
+    #endif
+        return type->tp_version_tag;
+    }
+    """
+    unsigned int mc_type_version(object value)
+
+
+def type_version(object cls) -> int:
+    """A number that changes whenever an attribute of `cls` or of a base is set; 0 where there is none."""
+    return mc_type_version(cls)

@@ -256,6 +256,13 @@ with Worker() as worker:
     expect(call(helper, 1), 3)
     ITEMS = [1, 2, 3]
     expect(call(helper, 1), 4)
+    ITEMS.append(4)
+    expect(call(helper, 1), 5)
+    call(lambda: ITEMS.append(5))  # what a worker changed in place stays, while the parent's is unchanged
+    expect(call(helper, 1), 6)
+    ITEMS = [1, 2, 3]
+    expect(call(helper, 1), 4)
+    expect(call(lambda: sorted(globals().keys() & {"ITEMS", "helper", "COUNT", "Color"})), ["ITEMS", "helper"])
     expect(call(even, 10), True)
     expect(call(fib, 30), 832040)
     expect(call(decorated, 1), 102)
@@ -291,7 +298,8 @@ with Worker() as worker:
     expect(call(Call(3), 4), 12)
     expect(call(Call(3).method, 4), 7)
     expect(call(functools.partial(Call(3).method, 6)), 9)
-    expect(call(lambda c: (c.nice(), c is Color.GREEN, Color.ALSO_RED is Color.RED), Color.GREEN), ("green", True, True))
+    expect(call(lambda c: (c.nice(), c is Color.GREEN), Color.GREEN), ("green", True))
+    expect(call(lambda: Color.ALSO_RED is Color.RED), True)
     expect(call(lambda: (Planet.EARTH.mass, Planet.EARTH.value)), (1, (1, 2)))
     expect(call(lambda: (Level.LOW | Level.HIGH).value), 3)
     assert call(lambda: Level.LOW | Level.HIGH) == Level.LOW | Level.HIGH
@@ -316,6 +324,14 @@ with Worker() as worker:
     # one class per worker, whichever way it arrived
     call(lambda: globals().__setitem__("seen", Record))
     expect(call(lambda record: type(record) is globals()["seen"], Record(1)), True)
+
+    # a task's arguments may be of the parent's own classes while its function is of an importable module
+    expect(call(sorted, [Pair(2), Pair(1)]), [Pair(1), Pair(2)])
+    expect(call(isinstance, Sub(), Base), True)
+    try:
+        call(lambda: {}["absent"])
+    except RuntimeError as error:
+        expect("KeyError: 'absent'" in str(error), True)
 
     # redefinition, as a notebook does it
     def helper(x):

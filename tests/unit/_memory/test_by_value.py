@@ -1,9 +1,12 @@
 """Code by value: scripts without a guard, standard input, exec, and what a worker sends back."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ HERE = Path(__file__).parent
 SCRIPT = HERE / "main_script.py"
 
 
-def run(*command, **options):
+def run(*command: str, **options: Any) -> None:
     environment = {**os.environ, "MANYCORE_TEST_DIRECTORY": str(HERE)}
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=60, check=False, **options
@@ -20,21 +23,21 @@ def run(*command, **options):
     assert done.returncode == 0
 
 
-def test_script_without_guard():
+def test_script_without_guard() -> None:
     run(str(SCRIPT))
 
 
-def test_standard_input():
+def test_standard_input() -> None:
     run("-", input=SCRIPT.read_text())
 
 
 @pytest.mark.parametrize("name", ["__main__", "notebook", "<cell>"])
-def test_exec_namespace(name):
+def test_exec_namespace(name: str) -> None:
     code = f"exec(compile(open({str(SCRIPT)!r}).read(), 'cell', 'exec'), {{'__name__': {name!r}}})"
     run("-c", code)
 
 
-def test_module_loaded_from_a_path(tmp_path):
+def test_module_loaded_from_a_path(tmp_path: Path) -> None:
     module = tmp_path / "elsewhere.py"
     module.write_text(SCRIPT.read_text())
     run("-c", f"""
