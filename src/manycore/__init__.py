@@ -20,6 +20,13 @@ __version__ = "0.1.0"
 
 # name -> the module of this package that defines it
 _HOMES = {
+    "Failure": "pool",
+    "Outcome": "pool",
+    "Pool": "pool",
+    "imap": "pool",
+    "map": "pool",
+    "Future": "futures",
+    "ProcessPoolExecutor": "futures",
     "ManycoreError": "errors",
     "ManycoreWarning": "errors",
     "PoolBroken": "errors",

@@ -20,6 +20,13 @@ from manycore.errors import TaskPicklingError as TaskPicklingError
 from manycore.errors import TaskTimeout as TaskTimeout
 from manycore.errors import TimeoutError as TimeoutError
 from manycore.errors import WorkerDied as WorkerDied
+from manycore.futures import Future as Future
+from manycore.futures import ProcessPoolExecutor as ProcessPoolExecutor
+from manycore.pool import Failure as Failure
+from manycore.pool import Outcome as Outcome
+from manycore.pool import Pool as Pool
+from manycore.pool import imap as imap
+from manycore.pool import map as map
 from manycore.synchronize import BoundedSemaphore as BoundedSemaphore
 from manycore.synchronize import Lock as Lock
 from manycore.synchronize import RLock as RLock

@@ -1,1 +1,1 @@
-"""..."""
+"""The engine under both pools. See README.md in this folder."""

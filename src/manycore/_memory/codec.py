@@ -32,11 +32,20 @@ from typing import Any
 
 from manycore._memory import reducers
 from manycore._memory.by_value import Memo, Shipment
-from manycore._memory.namespaces import become_worker, describe_main
+from manycore._memory.namespaces import become_worker, describe_main, find, importable
 from manycore._memory.rebuild import install
 from manycore._native.codec import is_plain
 
-__all__ = ["become_worker", "describe_main", "dump_function", "dumps", "load_function", "loads"]
+__all__ = [
+    "become_worker",
+    "describe_main",
+    "dump_function",
+    "dumps",
+    "is_by_value",
+    "is_importable",
+    "load_function",
+    "loads",
+]
 
 _ENVELOPE = 0x01  # the first byte of a message with code by value; a pickle's is 0x80
 _HEAD_BYTES = 9  # that byte, and the length of the table
@@ -218,6 +227,17 @@ def load_function(data: bytes | bytearray | memoryview) -> Callable[..., Any]:
     """Rebuilds what `dump_function` pickled."""
     function: Callable[..., Any] = loads(data)
     return function
+
+
+def is_by_value(data: bytes) -> bool:
+    """Whether what `dumps` gave brings code, and the globals that it reads, along."""
+    return data[0] == _ENVELOPE
+
+
+def is_importable(value: Any) -> bool:
+    """Whether a function or a class is what another process finds under its module and name."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    return isinstance(module, str) and isinstance(name, str) and importable(module) and find(module, name) is value
 
 
 def _explain(value: Any, error: Exception, to_parent: bool, roots: Sequence[str]) -> Exception:

@@ -39,6 +39,7 @@ cdef extern from "task_ring.h" nogil:
         uint32_t slots
         mc_word fg
         mc_word bg
+        uint64_t alarms
         mc_page *pages
     const int MC_WORKERS_MAX
     const int MC_SLOT_PAYLOAD
@@ -109,7 +110,7 @@ cdef enum:
     KIND_BYTES = 7
     KIND_LAST = 7
 
-PICKLE = KIND_PICKLE
+DECODING = 0xffffffffffffffff       # a page's item while the worker still unpickles the task
 MORE = 1                            # flag of a record: the payload goes on in the next one
 
 
@@ -229,8 +230,12 @@ cdef class TaskRing:
         if any_results(rings):
             mc_ring_word(&self.tasks.bg, 1, 0)
 
-    def wait(self, list rings, object deadline_ns=None):
-        """As the thread that entered: wait for a result in `rings`, an alarm or the deadline (False)."""
+    def alarms(self):
+        """How many alarms there were; ask before looking for what they tell of, and hand it to the wait after."""
+        return MC_LOAD(self.tasks.alarms)
+
+    def wait(self, list rings, uint64_t alarms, object deadline_ns=None):
+        """As the thread that entered: wait for a result in `rings`, an alarm after `alarms`, or the deadline (False)."""
         cdef int64_t deadline = deadline_of(deadline_ns)
         cdef Rings waiting = Rings(rings)
         cdef int e = 0
@@ -238,7 +243,7 @@ cdef class TaskRing:
         with nogil:
             if not mc_spin(&self.fg_spinner, rings_ready, <void *>waiting.pointers):
                 MC_STORE(tasks.fg, 2)
-                if not rings_ready(<void *>waiting.pointers):
+                if not rings_ready(<void *>waiting.pointers) and MC_LOAD(tasks.alarms) == alarms:
                     if mc_ready(tasks):
                         mc_wake_one(tasks)
                     e = mc_wait(&tasks.fg, 2, deadline)
@@ -247,7 +252,7 @@ cdef class TaskRing:
             PyErr_CheckSignals()
         return e != ETIMEDOUT
 
-    def wait_background(self, list rings, object deadline_ns=None):
+    def wait_background(self, list rings, uint64_t alarms, object deadline_ns=None):
         """As the collector thread: sleep until a result is there and nobody else collects, an alarm, or the deadline."""
         cdef int64_t deadline = deadline_of(deadline_ns)
         cdef Rings waiting = Rings(rings)
@@ -255,7 +260,7 @@ cdef class TaskRing:
         cdef int e = 0
         with nogil:
             MC_STORE(tasks.bg, 1)
-            if MC_LOAD(tasks.fg) != 0 or not rings_ready(<void *>waiting.pointers):
+            if (MC_LOAD(tasks.fg) != 0 or not rings_ready(<void *>waiting.pointers)) and MC_LOAD(tasks.alarms) == alarms:
                 e = mc_wait(&tasks.bg, 1, deadline)
             MC_STORE(tasks.bg, 0)
         return e != ETIMEDOUT
@@ -279,7 +284,7 @@ cdef class TaskRing:
         if length > <uint32_t>MC_SLOT_PAYLOAD:
             raise ValueError(f"the task ring is damaged: a payload of {length} bytes")
         claimed = (slot.task, slot.function, slot.flags, PyBytes_FromStringAndSize(<char *>slot.payload, length))
-        MC_STORE(page.item, 0)
+        MC_STORE(page.item, <uint64_t>0xffffffffffffffff)  # DECODING
         MC_STORE(page.started_ns, mc_now_ns())
         MC_STORE(page.task, slot.task)
         mc_free(slot)
@@ -483,9 +488,11 @@ cdef class ResultRing:
         return mc_results_empty(self.results)
 
     def take(self, list records, Py_ssize_t most=4096):
-        """Append up to `most` records as (task, item, status, took_ns, plain, flags, value) to `records`; their number.
+        """Append what waits to `records`, at most `most` of it; returns how many records were read.
 
-        `plain` says that the value is the result itself; otherwise it is the pickle's bytes.
+        An entry is (task, item, status, took_ns, plain, flags, value). Where `plain` is true, `value` is a list of the
+        results of this task's items from `item` on, which came one after the other, and took_ns is their sum; where
+        it is false, `value` is the bytes of one pickle, or of a part of it (flag MORE).
 
         Raises:
             BrokenRing: Something else than a worker's runtime has written into the ring.
@@ -496,11 +503,12 @@ cdef class ResultRing:
         cdef uint32_t size, length
         cdef const char *payload
         cdef uint8_t kind
+        cdef list run = None
+        cdef uint64_t run_task = 0, run_first = 0, run_next = 0
+        cdef int64_t run_took = 0
         while taken < most:
             record = mc_peek(self.results, &broken)
             if record == NULL:
-                if broken:
-                    raise BrokenRing("a record of the result ring cannot be: its worker's memory is damaged")
                 break
             size = record.size
             length = record.length
@@ -509,7 +517,8 @@ cdef class ResultRing:
             if kind > KIND_LAST or length > size - sizeof(mc_record) or (
                 (kind == KIND_INT or kind == KIND_FLOAT) and length != 8
             ):
-                raise BrokenRing("a record of the result ring cannot be: its worker's memory is damaged")
+                broken = True
+                break
             if kind == KIND_PICKLE or kind == KIND_BYTES:
                 value = PyBytes_FromStringAndSize(payload, length)
             elif kind == KIND_NONE:
@@ -522,8 +531,25 @@ cdef class ResultRing:
                 value = PyUnicode_DecodeUTF8(payload, length, NULL)
             else:
                 value = kind == KIND_TRUE
-            records.append((record.task, record.item, record.status, record.took_ns, kind != KIND_PICKLE, record.flags,
-                            value))
+            if run is not None and (kind == KIND_PICKLE or record.task != run_task or record.item != run_next):
+                records.append((run_task, run_first, 0, run_took, True, 0, run))
+                run = None
+            if kind == KIND_PICKLE:
+                records.append((record.task, record.item, record.status, record.took_ns, False, record.flags, value))
+            elif run is None:
+                run = [value]
+                run_task = record.task
+                run_first = record.item
+                run_next = record.item + 1
+                run_took = record.took_ns
+            else:
+                run.append(value)
+                run_next += 1
+                run_took += record.took_ns
             mc_take(self.results, size)
             taken += 1
+        if run is not None:
+            records.append((run_task, run_first, 0, run_took, True, 0, run))
+        if broken:
+            raise BrokenRing("a record of a result ring cannot be: its worker's memory is damaged")
         return taken

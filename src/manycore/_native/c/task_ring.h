@@ -82,6 +82,7 @@ typedef struct {
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t sleeping[MC_WORKERS_MAX / 64];
     _Alignas(MC_CACHE_LINE) mc_word fg;
     mc_word bg;
+    _Atomic uint64_t alarms; /* written by the parent: things that happened besides results */
     _Alignas(MC_CACHE_LINE) mc_page pages[MC_WORKERS_MAX];
     mc_slot slot[];
 } mc_tasks;
@@ -253,8 +254,9 @@ static inline void mc_notify(mc_tasks *t) {
     else if (fg == 0) mc_ring_word(&t->bg, 1, 0);
 }
 
-/* Something else happened (a death, a deadline moved): both look. */
+/* Something else happened (a death, a deadline moved): both look. Who was about to sleep sees the count. */
 static inline void mc_alarm(mc_tasks *t) {
+    atomic_fetch_add(&t->alarms, 1);
     mc_ring_word(&t->fg, 2, 1);
     mc_ring_word(&t->bg, 1, 0);
 }

@@ -1,0 +1,74 @@
+"""Exceptions on their way from a worker to the parent.
+
+A failure is the exception's own pickle, where there is one, beside its type and its traceback as text, so
+that an exception which cannot be pickled or rebuilt still says what it was. It is rebuilt in the thread that
+asks for the result; if that goes wrong, only that result is concerned.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pickle import dumps as _dumps_plain
+from pickle import loads as _loads_plain
+from typing import Any
+
+from manycore._memory import codec
+
+__all__ = ["dump_failure", "load_failure", "shorten"]
+
+_SHORT = 60  # characters of an argument that a message shows
+
+
+def shorten(value: Any) -> str:
+    """`repr(value)` in few characters, whatever the value's own repr does."""
+    if isinstance(value, (list, tuple, dict, set, frozenset)) and len(value) > 20:
+        return f"<{type(value).__name__} of {len(value)}>"
+    if isinstance(value, (bytes, bytearray, str)) and len(value) > 4 * _SHORT:
+        value = value[: 4 * _SHORT]
+    try:
+        text = repr(value)
+    except Exception as error:
+        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    text = " ".join(text.split())
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
+
+
+def dump_failure(error: BaseException, skip: int = 1) -> bytes:
+    """In the worker: everything that the parent can be told of an exception.
+
+    Args:
+        error: What was raised.
+        skip: How many of the traceback's outermost frames are the worker's own.
+    """
+    frames = error.__traceback__
+    for _ in range(skip):
+        if frames is not None:
+            frames = frames.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, frames))
+    except BaseException as broken:
+        text = f"{type(error).__name__} (its traceback could not be formatted: {type(broken).__name__})\n"
+    pickled: bytes | None
+    try:
+        pickled = codec.dumps(error, to_parent=True)
+    except BaseException as broken:
+        pickled = None
+        text += f"\n(the exception itself could not be pickled: {type(broken).__name__}: {broken})\n"
+    return _dumps_plain((f"{type(error).__module__}.{type(error).__qualname__}", text, pickled), 5)
+
+
+def load_failure(data: bytes) -> tuple[BaseException | None, str, str]:
+    """In the parent: (the exception or None, the name of its type, the remote text).
+
+    None means that it could not be pickled there or cannot be rebuilt here; the text then says why.
+    """
+    name, text, pickled = _loads_plain(data)
+    if pickled is None:
+        return None, name, text
+    try:
+        error = codec.loads(pickled)
+    except BaseException as broken:
+        return None, name, f"{text}\n(it could not be rebuilt here: {type(broken).__name__}: {broken})\n"
+    if not isinstance(error, BaseException):
+        return None, name, f"{text}\n(its pickle gave a {type(error).__name__} instead of an exception)\n"
+    return error, name, text

@@ -1,0 +1,45 @@
+"""What travels between the parent and its workers: the layout of a task's frame, and what a record says.
+
+frame    = HEADER (where the function's pickle is, first item)  +  the pickled arguments,
+           or SPOOLED where they are when they are too long for a slot
+record   = status, (task, item), and a pickle; see `ring.ResultRing`
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+__all__ = [
+    "CALL",
+    "CHUNK",
+    "HEADER",
+    "INIT_FAILED",
+    "LEAVING",
+    "OK",
+    "RAISED",
+    "READY",
+    "SPOOLED",
+    "STAR",
+    "UNDECODABLE",
+    "UNPICKLABLE",
+    "WHERE",
+]
+
+HEADER: Final = Struct("<QII")  # the function's offset and length in the spool, the first item to run
+WHERE: Final = Struct("<QQ")  # offset and length in the spool
+
+# flags of a frame
+CALL: Final = 0  # the payload is (args, kwargs)
+CHUNK: Final = 1  # the payload is a list of items, each the function's only argument
+STAR: Final = 2  # with CHUNK: each item is the tuple of its arguments
+SPOOLED: Final = 4  # the payload is WHERE
+
+# status of a record
+OK: Final = 0  # the pickle is the item's result
+RAISED: Final = 1  # the item raised; the pickle is a failure
+UNPICKLABLE: Final = 2  # the item's result could not be pickled; a failure
+UNDECODABLE: Final = 3  # the frame could not be unpickled; a failure
+READY: Final = 4  # the worker's initializer is done
+INIT_FAILED: Final = 5  # it raised; a failure
+LEAVING: Final = 6  # the worker ends in order

@@ -1,0 +1,96 @@
+"""Functions are sent once: the table of those that the workers of an engine can load.
+
+A function is pickled into the spool, and a task names it by its place there. One that can be imported by name
+never changes, so it is pickled once for ever. Any other is pickled at each call of `get`, because what it
+captures may have changed; when the bytes are the same as before, so is the place, and the workers keep what they
+have loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from types import BuiltinFunctionType, FunctionType
+from typing import TYPE_CHECKING, Any, Final
+
+from manycore._engine import frames
+from manycore._memory import codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from manycore._engine.spool import Range, Spool
+
+__all__ = ["Function", "FunctionTable", "name_of"]
+
+# Functions that the table keeps for the next call, beside those that tasks still use.
+KEPT: Final = 512
+
+# Kinds of callables that have a name of their own and compare by identity.
+_NAMED: Final = frozenset((FunctionType, BuiltinFunctionType, type))
+
+
+def name_of(function: Any) -> str:
+    """What messages call a callable."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return str(name).replace("<locals>.", "")
+
+
+class Function:
+    """A function that workers can load.
+
+    Attributes:
+        name: For messages.
+        place: Where its pickle is.
+        flags: How a chunk of it is called: frames.CHUNK, with frames.STAR when each item is a tuple of arguments.
+    """
+
+    __slots__ = ("flags", "name", "place")
+
+    def __init__(self, name: str, place: Range, flags: int) -> None:
+        self.name = name
+        self.place = place
+        self.flags = flags
+
+
+class FunctionTable:
+    """The functions of one engine. A place that neither a task nor the last KEPT calls name is given back."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._lock = threading.Lock()  # guards the tables; nothing is acquired under it
+        self._by_name: dict[tuple[Any, int], Function] = {}  # importable functions, which never change
+        self._by_bytes: dict[bytes, Range] = {}  # in order of use
+
+    def get(self, function: Callable[..., Any], flags: int = frames.CHUNK) -> Function:
+        """A function for a task, sent first when it is new.
+
+        Args:
+            function: Any callable.
+            flags: How a chunk of it is called.
+
+        Raises:
+            TypeError: It is not callable.
+            TaskPicklingError: It cannot be pickled.
+        """
+        named = type(function) in _NAMED
+        if named:
+            known = self._by_name.get((function, flags))
+            if known is not None:
+                return known
+        elif not callable(function):
+            raise TypeError(f"{function!r} is not callable")
+        data = codec.dump_function(function)
+        with self._lock:
+            place = self._by_bytes.pop(data, None)
+            if place is None:
+                place = self._spool.put(data)
+            self._by_bytes[data] = place
+            if len(self._by_bytes) > KEPT:
+                del self._by_bytes[next(iter(self._by_bytes))]
+        found = Function(name_of(function), place, flags)
+        if named and codec.is_importable(function):
+            self._by_name[(function, flags)] = found
+        return found

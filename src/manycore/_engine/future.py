@@ -1,0 +1,324 @@
+"""Futures that cost little until somebody looks at them.
+
+`concurrent.futures.Future` makes a lock and a condition for each future, which costs more than the rest of a
+small task. Here the condition is made when somebody first asks for it, and a result stays the bytes that came
+until somebody wants the object, in whose thread it is then unpickled: a payload that is slow or broken to
+unpickle concerns nobody else.
+
+Who waits, collects: `result()` of a future whose engine lives drains the result rings itself.
+
+Invariants:
+    `_state` changes under `_condition` where there is one, under `_lazy` where there is none, so that
+    `concurrent.futures.wait`, which holds the conditions, never sees it change
+    `_raw` is not None  <=>  the future is FINISHED and nobody has asked for the outcome yet
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from manycore._engine import frames
+from manycore._engine.failure import load_failure
+from manycore._memory import codec
+from manycore.errors import RemoteTraceback, ResultPicklingError, TaskPicklingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from manycore._engine.dispatch import Task
+
+__all__ = ["Future", "Owner", "outcome_of"]
+
+T = TypeVar("T")
+
+# Guards the step from "no condition" to "a condition", and the state of futures that have none. Held for a few
+# instructions; nothing is acquired under it.
+_lazy = threading.Lock()
+
+
+class Owner(Protocol):
+    """What a future wants of the engine that runs its task."""
+
+    def wait(
+        self, ready: Callable[[], bool], condition: Callable[[], threading.Condition], deadline: float | None
+    ) -> bool:
+        """Collect results until `ready()`; False at the deadline (`time.monotonic`)."""
+
+    def cancel(self, future: Future[Any]) -> bool:
+        """Take the task back if no worker has begun it."""
+
+    def running(self, future: Future[Any]) -> bool:
+        """Whether a worker has the task."""
+
+
+def outcome_of(status: int, data: bytes, where: str) -> tuple[Any, BaseException | None]:
+    """Decode a record: (result, None) or (None, exception)."""
+    if status == frames.OK:
+        try:
+            return codec.loads(data), None
+        except BaseException as broken:
+            error: BaseException = ResultPicklingError(f"the result of {where} could not be rebuilt here: {broken!r}")
+            error.__cause__ = broken
+            return None, error
+    remote, name, text = load_failure(data)
+    if status == frames.RAISED and remote is not None:
+        remote.__cause__ = RemoteTraceback(text)
+        return None, remote
+    if status == frames.UNDECODABLE:
+        error = TaskPicklingError(f"the arguments of {where} could not be rebuilt in the worker: {name}")
+    elif status == frames.UNPICKLABLE:
+        error = ResultPicklingError(f"the result of {where} could not be pickled: {name}: {_last_line(text)}")
+    else:
+        error = ResultPicklingError(f"{where} raised {name}, which could not be brought here")
+    error.__cause__ = RemoteTraceback(text)
+    return None, error
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip() and not line.startswith("(")]
+    last = lines[-1] if lines else ""
+    return last.partition(": ")[2] or last
+
+
+class Future(concurrent.futures.Future[T]):
+    """The result of a call that runs in another process. A `concurrent.futures.Future` that can also be awaited."""
+
+    __slots__ = (
+        "_arguments",
+        "_callbacks",
+        "_cond",
+        "_exception",
+        "_owner",
+        "_raw",
+        "_result",
+        "_state",
+        "_task",
+        "_waiting",
+    )
+
+    def __init__(self, owner: Owner | None = None) -> None:
+        # The base's __init__ is not called: it would make the condition that we avoid.
+        self._state = PENDING
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._cond: threading.Condition | None = None
+        self._waiting: list[Any] | None = None
+        self._callbacks: list[Callable[[Any], object]] | None = None
+        self._owner = owner
+        self._task: Any = None
+        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # while it is not over, for messages
+        self._raw: tuple[int, bytes, str] | None = None
+
+    # What the base class and concurrent.futures.wait and as_completed read.
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        condition = self._cond
+        if condition is None:
+            fresh = threading.Condition()
+            with _lazy:
+                condition = self._cond
+                if condition is None:
+                    condition = self._cond = fresh
+        return condition
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        if self._waiting is None:
+            self._waiting = []
+        return self._waiting
+
+    @property
+    def _done_callbacks(self) -> list[Callable[[Any], object]]:  # type: ignore[override]
+        if self._callbacks is None:
+            self._callbacks = []
+        return self._callbacks
+
+    # States
+
+    def done(self) -> bool:
+        """Whether the call is over: with a result, an exception, or cancelled."""
+        return self._state in _OVER
+
+    def running(self) -> bool:
+        """Whether a worker has taken the call and is not done with it."""
+        if self._state == RUNNING:
+            return True
+        return self._state == PENDING and self._owner is not None and self._owner.running(self)
+
+    def cancelled(self) -> bool:
+        """Whether the call was cancelled before it began."""
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def cancel(self) -> bool:
+        """Cancel the call if no worker has begun it; returns whether it is cancelled."""
+        if self.cancelled():
+            return True
+        if self.done() or (self._owner is not None and not self._owner.cancel(self)):
+            return self.cancelled()
+        if self._owner is None:
+            return super().cancel()
+        for callback in self._finish(CANCELLED_AND_NOTIFIED, None, None, None):
+            self._call(callback)
+        return self.cancelled()
+
+    # Resolving: by the engine, or by whoever made a future without one
+
+    def _finish(
+        self, state: str, result: Any, exception: BaseException | None, raw: tuple[int, bytes, str] | None
+    ) -> list[Callable[[Any], object]]:
+        """Move to a final state and wake who waits; returns the callbacks, which the caller runs without locks."""
+        with _lazy:
+            condition = self._cond
+            if condition is None:
+                if self._state in _OVER:
+                    return []
+                self._result, self._exception, self._raw, self._state = result, exception, raw, state
+                self._task = self._arguments = None
+                return []
+        with condition:
+            if self._state in _OVER:
+                return []
+            self._result, self._exception, self._raw, self._state = result, exception, raw, state
+            self._task = self._arguments = None
+            for waiter in self._waiting or ():
+                if state == CANCELLED_AND_NOTIFIED:
+                    waiter.add_cancelled(self)
+                elif exception is not None or (raw is not None and raw[0] != frames.OK):
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            condition.notify_all()
+            callbacks, self._callbacks = self._callbacks, None
+        return callbacks or []
+
+    def _call(self, callback: Callable[[Any], object]) -> None:
+        try:
+            callback(self)
+        except Exception:
+            LOGGER.exception("exception calling callback for %r", self)
+
+    def set_result(self, result: T) -> None:
+        """For who made this future without an engine: the call is over and gave `result`."""
+        if self.done():
+            raise concurrent.futures.InvalidStateError(f"{self._state}: {self!r}")
+        for callback in self._finish(FINISHED, result, None, None):
+            self._call(callback)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """For who made this future without an engine: the call is over and raised `exception`."""
+        if self.done():
+            raise concurrent.futures.InvalidStateError(f"{self._state}: {self!r}")
+        for callback in self._finish(FINISHED, None, exception, None):
+            self._call(callback)
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(self)` when the call is over; at once when it is. In whichever thread collects the result."""
+        with self._condition:
+            if self._state not in _OVER:
+                self._done_callbacks.append(fn)
+                return
+        self._call(fn)
+
+    # The sink of a call: under the engine's locks
+
+    def take_plain(
+        self, _task: Task, _item: int, values: list[Any], _took_ns: int, _worker: int
+    ) -> Callable[[], object] | None:
+        """The result, as it is."""
+        callbacks = self._finish(FINISHED, values[0], None, None)
+        return partial(self._call_all, callbacks) if callbacks else None
+
+    def take(
+        self, task: Task, _item: int, status: int, data: bytes, _took_ns: int, worker: int
+    ) -> Callable[[], object] | None:
+        """The result or the failure, pickled."""
+        callbacks = self._finish(FINISHED, None, None, (status, data, f"{task.function.name}() on worker {worker}"))
+        return partial(self._call_all, callbacks) if callbacks else None
+
+    def fail(self, _task: Task, _item: int, error: BaseException) -> Callable[[], object] | None:
+        """There is no result and will be none."""
+        callbacks = self._finish(FINISHED, None, error, None)
+        return partial(self._call_all, callbacks) if callbacks else None
+
+    def split(self, task: Task) -> None:
+        """A call is never taken apart."""
+        raise AssertionError(task)
+
+    def arguments(self, _task: Task, _item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the call was given, for messages."""
+        return self._arguments or ((), {})
+
+    def _call_all(self, callbacks: list[Callable[[Any], object]]) -> None:
+        for callback in callbacks:
+            self._call(callback)
+
+    # Outcomes
+
+    def _wait(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._owner is None:
+            with self._condition:
+                self._condition.wait_for(self.done, timeout)
+        else:
+            self._owner.wait(self.done, lambda: self._condition, deadline)
+        if not self.done():
+            raise TimeoutError(f"no result within {timeout} s")
+
+    def _decode(self) -> None:
+        raw = self._raw
+        if raw is None:
+            return
+        status, data, where = raw
+        result, exception = outcome_of(status, data, where)
+        with _lazy:
+            if self._raw is not None:  # else another thread was first, and its objects are the ones
+                self._result, self._exception, self._raw = result, exception, None
+
+    def result(self, timeout: float | None = None) -> T:
+        """What the call returned; its exception is raised here, with the worker's traceback as its cause.
+
+        Args:
+            timeout: Seconds to wait at the most; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: It was not done in time. It goes on.
+            concurrent.futures.CancelledError: It was cancelled.
+            manycore.WorkerDied: Its worker died.
+        """
+        if self._state != FINISHED:
+            if not self.done():
+                self._wait(timeout)
+            if self.cancelled():
+                raise concurrent.futures.CancelledError
+        if self._raw is not None:
+            self._decode()
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]  # noqa: PLW0642  (break the cycle with the traceback)
+        value: T = self._result
+        return value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the call raised, or None; waits and raises as `result` does."""
+        if not self.done():
+            self._wait(timeout)
+        if self.cancelled():
+            raise concurrent.futures.CancelledError
+        self._decode()
+        return self._exception
+
+    def __await__(self) -> Generator[Any, None, T]:
+        import asyncio
+
+        return asyncio.wrap_future(self).__await__()
+
+
+_OVER = frozenset((FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED))

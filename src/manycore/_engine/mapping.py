@@ -1,0 +1,500 @@
+"""Maps: one function over many items, read lazily, sent in chunks that fit the work.
+
+    input --read--> supply --encode, send--> tasks in flight --> blocks of outcomes --> consumer
+         consumer's thread    whoever collects                whoever collects
+
+Only the consumer's own thread runs the user's iterator, and only as far as the window reaches ahead of what has
+been consumed: nothing is read that is not wanted, and a run that nobody consumes reads nothing more. What has
+been read is sent on as results come, by whichever thread collects them.
+
+Chunks. The first ones hold one item; from then on the measured time of an item decides, so that a chunk is about
+two milliseconds of work, grows at most eightfold from one to the next, and never holds more than its share of
+what is left. Long items go one by one, which keeps the balance, timeouts and deaths exact.
+
+Invariants:
+    sent + supply - yielded <= window          for a lazy run
+    tasks in flight <= PER_WORKER * workers
+    an index gets exactly one outcome
+    one thread at a time is inside `_step`
+If a process dies: the dispatcher fails only the item that the worker was at; the rest of its chunk is sent again.
+Source: guided self-scheduling (Polychronopoulos and Kuck), with the chunk's size taken from measured time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from manycore._engine import frames
+from manycore._engine.failure import shorten
+from manycore._engine.future import outcome_of
+from manycore._memory import codec
+from manycore.errors import PoolBroken, PoolClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from manycore._engine.dispatch import Task
+    from manycore._engine.local import Engine
+
+__all__ = ["BackgroundRun", "Block", "Failure", "MapOptions", "MapRun", "Outcome"]
+
+CHUNK_NS: Final = 2_000_000  # work in a chunk: a hundred times what sending it costs, and short enough to balance
+CHUNK_BYTES: Final = 1 << 16  # bytes of pickled items in a chunk, so that few large items are ahead of the consumer
+CHUNK_ITEMS: Final = 1 << 15  # items in a chunk, however short they are
+GROWTH: Final = 8  # a chunk to the next: a few slow items among fast ones are met early
+PER_WORKER: Final = 3  # chunks in flight for each worker: one runs, two wait
+WINDOW_CHUNKS: Final = 16  # a lazy run's chunks, for each worker, that are read ahead of the consumer
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one item.
+
+    Attributes:
+        index: Its place in the input, from 0.
+        item: The item itself: for several iterables, the tuple of their items.
+        result: What the function returned; None when it failed.
+        error: Why it failed, or None.
+        seconds: How long the function ran; for items that were too short to tell apart, their mean.
+        worker: The index of the worker that ran it; -1 when it never ran.
+    """
+
+    index: int
+    item: Any
+    result: Any
+    error: BaseException | None
+    seconds: float
+    worker: int
+
+    def get(self) -> Any:
+        """The result; raises the error where there is one."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Stands in the place of a failed item's result, with on_error="collect".
+
+    Attributes:
+        index: The item's place in the input, from 0.
+        item: The item itself.
+        error: Why it failed.
+    """
+
+    index: int
+    item: Any
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class MapOptions:
+    """How a map runs.
+
+    Attributes:
+        star: Each item is the tuple of the function's arguments.
+        ordered: Outcomes come in the input's order; else as they are done.
+        lazy: Read the input only as results are consumed.
+        chunksize: Items in a task; 0 = measured.
+        window: Items read ahead of the consumer; 0 = as many as keep the workers busy.
+        timeout: Seconds that one item may run; None = as long as it likes.
+        retries: How often a failed item is tried again.
+    """
+
+    star: bool = False
+    ordered: bool = True
+    lazy: bool = False
+    chunksize: int = 0
+    window: int = 0
+    timeout: float | None = None
+    retries: int = 0
+
+
+class Block:
+    """Outcomes of consecutive items of one chunk, as they came from one worker.
+
+    Attributes:
+        index: The first item's place in the input.
+        values: The results, where `status` is None.
+        items: The items.
+        status: None, or a record's status with `values` holding its pickle, or FAILED with the exception.
+        seconds: The time of each.
+        worker: Who ran them; -1 for nobody.
+    """
+
+    __slots__ = ("index", "items", "seconds", "status", "values", "worker")
+
+    def __init__(
+        self, index: int, values: list[Any], items: list[Any], status: int | None, seconds: float, worker: int
+    ) -> None:
+        self.index = index
+        self.values = values
+        self.items = items
+        self.status = status
+        self.seconds = seconds
+        self.worker = worker
+
+
+FAILED: Final = -1
+
+
+class MapRun:
+    """One map call.
+
+    Args:
+        engine: What runs it.
+        function: The user's function.
+        items: The input; an iterator is read lazily, in the consumer's thread.
+        options: How.
+
+    Process-safety: belongs to its process. One thread consumes at a time.
+    """
+
+    def __init__(self, engine: Engine, function: Callable[..., Any], items: Iterable[Any], options: MapOptions) -> None:
+        self._engine = engine
+        self._options = options
+        self._function = engine.functions.get(function, frames.CHUNK | (frames.STAR if options.star else 0))
+        self._lazy = options.lazy
+        if not options.lazy and not isinstance(items, Sized):
+            items = list(items)
+        self._left = len(items) if isinstance(items, Sized) else None  # items not sent yet, where known
+        self._source: Iterator[Any] | None = iter(items)  # None once it has ended
+        self._supply: deque[Any] = deque()  # read and not sent; lazy runs only
+        self._timeout_ns = 0 if options.timeout is None else max(1, int(options.timeout * 1e9))
+        self._workers = engine.settings.workers
+        self._chunk = options.chunksize or 1
+        self._measured = not options.chunksize and not options.retries
+        self._sent = 0  # items handed to the engine, or failed before that
+        self._yielded = 0  # items that the consumer has
+        self._in_flight: dict[Task, tuple[int, list[Any]]] = {}  # -> index of its first item, its items
+        self._blocks: dict[int, Block] = {}  # by index; ordered runs
+        self._arrived: deque[Block] = deque()  # unordered runs
+        self._condition = threading.Condition(threading.Lock())  # notified when a block came
+        self._item_ns = 0.0  # a moving mean of an item's time
+        self._item_bytes = 0.0  # and of its pickled size
+        self._reading_error: BaseException | None = None  # of the input: raised after what it gave before
+        self._error: BaseException | None = None  # of the run itself
+        self._stepping = False
+        self._step_again = False
+        self._abandoned = False
+        self._rest: Iterator[Outcome] = iter(())
+
+    @property
+    def total(self) -> int | None:
+        """How many items there are, where the input says so before the run starts."""
+        return self._left
+
+    # The sink: under the engine's locks
+
+    def take_plain(
+        self, task: Task, item: int, values: list[Any], took_ns: int, worker: int
+    ) -> Callable[[], object] | None:
+        """Results that came as they are."""
+        first, items = self._in_flight[task]
+        mean = took_ns / len(values)
+        self._measure(mean, len(values))
+        if len(values) != len(items):
+            items = items[item : item + len(values)]
+        return self._put(task, Block(first + item, values, items, None, mean / 1e9, worker))
+
+    def take(
+        self, task: Task, item: int, status: int, data: bytes, took_ns: int, worker: int
+    ) -> Callable[[], object] | None:
+        """One item's pickled result or failure."""
+        first, items = self._in_flight[task]
+        self._measure(took_ns, 1)
+        return self._put(task, Block(first + item, [data], [items[item]], status, took_ns / 1e9, worker))
+
+    def fail(self, task: Task, item: int, error: BaseException) -> Callable[[], object] | None:
+        """The item has no result and will have none."""
+        first, items = self._in_flight[task]
+        return self._put(task, Block(first + item, [error], [items[item]], FAILED, 0.0, -1))
+
+    def _put(self, task: Task | None, block: Block) -> Callable[[], object] | None:
+        with self._condition:
+            if self._options.ordered:
+                self._blocks[block.index] = block
+            else:
+                self._arrived.append(block)
+            if task is not None and task.received == task.count:
+                del self._in_flight[task]
+            self._condition.notify_all()
+        return None if self._all_sent() else self.advance
+
+    def _measure(self, item_ns: float, count: int) -> None:
+        weight = min(1.0, max(0.25, count / self._chunk))
+        self._item_ns += (item_ns - self._item_ns) * (1.0 if self._item_ns == 0 else weight)
+
+    def split(self, task: Task) -> None:
+        """Send the rest of a chunk item by item, because it cannot be unpickled as a whole. Without locks."""
+        first, items = self._in_flight.pop(task)
+        singles = [self._encode(first + place, [items[place]]) for place in range(task.received, task.count)]
+        self._engine.submit_again([single for single in singles if single is not None])
+
+    def arguments(self, task: Task, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the item's call was given, for messages."""
+        value = self._in_flight[task][1][item]
+        return (tuple(value) if self._options.star else (value,)), {}
+
+    # Sending
+
+    def _encode(self, first: int, items: list[Any]) -> Task | None:
+        """A task for these items. One that cannot be pickled fails here and now; several raise."""
+        try:
+            payload = codec.dumps(items)
+        except Exception as error:
+            if len(items) > 1:
+                raise
+            self._put(None, Block(first, [error], items, FAILED, 0.0, -1))
+            return None
+        self._item_bytes += (len(payload) / len(items) - self._item_bytes) * 0.5
+        task = self._engine.encode(
+            self._function,
+            payload,
+            self,
+            count=len(items),
+            chunk=True,
+            retries=self._options.retries,
+            timeout_ns=self._timeout_ns,
+        )
+        self._in_flight[task] = (first, items)
+        return task
+
+    def _send(self, items: list[Any]) -> None:
+        try:
+            self._submit(self._encode(self._sent, items), len(items))
+        except (PoolClosed, PoolBroken):
+            raise
+        except Exception:
+            for item in items:
+                self._submit(self._encode(self._sent, [item]), 1)
+
+    def _submit(self, task: Task | None, count: int) -> None:
+        if task is not None:
+            try:
+                self._engine.submit(task)
+            except BaseException:
+                del self._in_flight[task]
+                raise
+        self._sent += count
+
+    def _adapt(self) -> None:
+        if not self._measured or not self._item_ns:
+            return
+        fitting = CHUNK_NS / self._item_ns
+        if self._item_bytes:
+            fitting = min(fitting, CHUNK_BYTES / self._item_bytes)
+        size = min(int(fitting), self._chunk * GROWTH, CHUNK_ITEMS)
+        if self._left is not None:
+            size = min(size, -(-self._left // (2 * self._workers)))
+        self._chunk = max(1, size)
+
+    def _all_sent(self) -> bool:
+        return not self._supply and (self._source is None or self._abandoned)
+
+    def _take(self) -> list[Any]:
+        """The next chunk's items, as far as they have been read."""
+        size = self._chunk
+        if self._lazy:
+            supply = self._supply
+            chunk = [supply.popleft() for _ in range(min(size, len(supply)))]
+        else:
+            chunk = list(itertools.islice(self._source or (), size))
+            if len(chunk) < size:
+                self._source = None
+        if self._left is not None:
+            self._left -= len(chunk)
+        return chunk
+
+    def _step(self) -> None:
+        """Send what may be sent now."""
+        while len(self._in_flight) < PER_WORKER * self._workers and not self._abandoned:
+            self._adapt()
+            chunk = self._take()
+            if not chunk:
+                return
+            self._send(chunk)
+
+    def advance(self) -> None:
+        """Go on sending. One thread does; another that comes meanwhile leaves it the work."""
+        with self._condition:
+            if self._stepping:
+                self._step_again = True
+                return
+            self._stepping = True
+        while True:
+            try:
+                self._step()
+            except BaseException as error:
+                self._give_up(error)
+            with self._condition:
+                if not self._step_again:
+                    self._stepping = False
+                    return
+                self._step_again = False
+
+    def _give_up(self, error: BaseException) -> None:
+        with self._condition:
+            self._error = error
+            self._abandoned = True
+            self._condition.notify_all()
+
+    # Consuming
+
+    def _read(self) -> None:
+        """Read the input as far as the window reaches. In the consumer's thread only."""
+        if self._source is None or not self._lazy:
+            return
+        window = self._options.window or WINDOW_CHUNKS * self._workers * self._chunk
+        source, supply = self._source, self._supply
+        try:
+            while self._sent + len(supply) - self._yielded < window:
+                supply.append(next(source))
+                if len(supply) >= self._chunk and len(self._in_flight) < PER_WORKER * self._workers:
+                    self.advance()  # an input that is slow to read must not keep the workers waiting
+        except StopIteration:
+            self._source = None
+        except Exception as error:
+            self._reading_error = error
+            self._source = None
+
+    def start(self) -> None:
+        """Send the first chunks."""
+        self._read()
+        self.advance()
+
+    def _available(self) -> bool:
+        if self._error is not None:
+            return True
+        return self._yielded in self._blocks if self._options.ordered else bool(self._arrived)
+
+    def _get_condition(self) -> threading.Condition:
+        return self._condition
+
+    def next_block(self, deadline: float | None = None) -> Block | None:
+        """The next outcomes; None at the end.
+
+        Raises:
+            TimeoutError: There were none by the deadline (`time.monotonic`).
+            PoolClosed, PoolBroken: The pool ended before the run did.
+            Exception: What the input's own iterator raised, after the outcomes of what it gave before.
+        """
+        self._read()
+        if not self._all_sent():
+            self.advance()
+        if not self._available():
+            if self._all_sent() and self._yielded == self._sent:
+                error, self._reading_error = self._reading_error, None
+                if error is not None:
+                    raise error
+                return None
+            if not self._engine.wait(self._available, self._get_condition, deadline):
+                raise TimeoutError("no result yet")
+        with self._condition:
+            block = self._pop()
+        if block is None:
+            raise self._error or PoolClosed("this map was abandoned")
+        self._yielded += len(block.items)
+        return block
+
+    def _pop(self) -> Block | None:
+        if self._options.ordered:
+            return self._blocks.pop(self._yielded, None)
+        return self._arrived.popleft() if self._arrived else None
+
+    def outcomes(self, block: Block) -> Iterator[Outcome]:
+        """The outcomes of a block's items. Results are unpickled here, one by one."""
+        if block.status is None:
+            for place, value in enumerate(block.values):
+                yield Outcome(block.index + place, block.items[place], value, None, block.seconds, block.worker)
+            return
+        result: Any = None
+        error: BaseException | None
+        if block.status == FAILED:
+            error = block.values[0]
+        else:
+            where = f"{self._function.name}({shorten(block.items[0])})"
+            where = f"{where} on worker {block.worker} of pool {self._engine.name!r}"
+            result, error = outcome_of(block.status, block.values[0], where)
+        yield Outcome(block.index, block.items[0], result, error, block.seconds, block.worker)
+
+    def next_outcome(self, deadline: float | None = None) -> Outcome | None:
+        """The next outcome; None at the end. Raises as `next_block` does."""
+        for outcome in self._rest:
+            return outcome
+        block = self.next_block(deadline)
+        if block is None:
+            return None
+        self._rest = self.outcomes(block)
+        return next(self._rest)
+
+    def abandon(self) -> None:
+        """Read and send nothing more; take back what no worker has begun."""
+        self.forget()
+        self._engine.drop(list(self._in_flight))
+
+    def forget(self) -> None:
+        """Read and send nothing more. Takes no lock, so that a finalizer may call it."""
+        self._abandoned = True
+        self._source = None
+        self._supply.clear()
+
+
+class BackgroundRun(MapRun):
+    """A map call that nobody consumes while it runs.
+
+    Args:
+        finish: Called once, without locks: with the list of the results, or with the first error in the input's order.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        function: Callable[..., Any],
+        items: Iterable[Any],
+        options: MapOptions,
+        finish: Callable[[list[Any], BaseException | None], object],
+    ) -> None:
+        super().__init__(engine, function, items, options)
+        self._finish = finish
+        self._results: list[Any] = []
+        self._over = False
+
+    def _put(self, task: Task | None, block: Block) -> Callable[[], object] | None:
+        super()._put(task, block)
+        return self.advance
+
+    def _step(self) -> None:
+        super()._step()
+        while not self._over:
+            with self._condition:
+                block = self._pop()
+            if block is None:
+                if self._all_sent() and self._yielded == self._sent:
+                    self._end(None)
+                return
+            self._yielded += len(block.items)
+            if block.status is None:
+                self._results += block.values
+                continue
+            for outcome in self.outcomes(block):
+                if outcome.error is not None:
+                    self._end(outcome.error)
+                    return
+                self._results.append(outcome.result)
+
+    def _give_up(self, error: BaseException) -> None:
+        super()._give_up(error)
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._over:
+            self._over = True
+            self.abandon()
+            self._finish(self._results, error)

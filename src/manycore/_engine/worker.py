@@ -1,0 +1,191 @@
+"""The worker's loop: claim a task, run it, put its results into the worker's own ring.
+
+    claim -> unpickle -> for each item: begin, call, put -> done -> notify
+      |                          |
+      the page names the task    the page names the item, so that a death is charged to the right one
+
+The loop keeps nothing between tasks but the functions it has loaded. It imports little, because every worker
+pays for what it imports.
+
+If a process dies: anywhere here, the parent reads the ring, the slots and the page, in this order (see
+    `_native/c/task_ring.h`), and knows which items are done, which one is to blame, and which never began.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from manycore._engine import frames
+from manycore._engine.failure import dump_failure
+from manycore._engine.spool import read_exactly
+from manycore._memory import codec
+from manycore._memory.segment import Segment
+from manycore._native.ring import ResultRing, TaskRing, now_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["main"]
+
+# Functions that a worker keeps loaded. Each costs its code and its closure; a forgotten one is loaded again.
+FUNCTIONS_KEPT: Final = 256
+
+# The longest that results wait while their chunk goes on; the parent's view of a map is at most this old.
+NOTIFY_NS: Final = 1_000_000
+
+
+class _Functions:
+    """The functions that this worker has loaded, by where their pickles are in the spool.
+
+    A function that travels by value brings the globals that it reads along. Where two such functions take turns,
+    each is loaded again at its turn, so that each sees the globals that the parent had for it.
+    """
+
+    def __init__(self, spool_fd: int) -> None:
+        self._spool_fd = spool_fd
+        self._loaded: OrderedDict[tuple[int, int], tuple[Callable[..., Any], bytes | None]] = OrderedDict()
+        self._last_by_value: tuple[int, int] | None = None
+
+    def get(self, offset: int, length: int) -> Callable[..., Any]:
+        key = (offset, length)
+        known = self._loaded.get(key)
+        if known is not None:
+            function, data = known
+            if data is not None and key != self._last_by_value:
+                function = codec.load_function(data)
+                self._last_by_value = key
+            return function
+        data = read_exactly(self._spool_fd, length, offset)
+        function = codec.load_function(data)
+        if codec.is_by_value(data):
+            self._last_by_value = key
+        else:
+            data = None
+        self._loaded[key] = (function, data)
+        if len(self._loaded) > FUNCTIONS_KEPT:
+            self._loaded.popitem(last=False)
+        return function
+
+
+class _Worker:
+    def __init__(self, index: int, tasks: TaskRing, results: ResultRing, spool_fd: int) -> None:
+        self.index = index
+        self.tasks = tasks
+        self.results = results
+        self.spool_fd = spool_fd
+        self.functions = _Functions(spool_fd)
+
+    def run(self, max_tasks: int) -> None:
+        """Take tasks until told to stop, or until `max_tasks` (0 = no bound) are done."""
+        index, tasks = self.index, self.tasks
+        claim, wait_task = tasks.claim, tasks.wait_task
+        done = 0
+        while True:
+            claimed = claim(index)
+            if claimed is not None:
+                self.execute(*claimed)
+                del claimed
+                done += 1
+                if done == max_tasks:
+                    return
+            elif tasks.stopped(index):
+                return
+            else:
+                wait_task(index)
+
+    def execute(self, task: int, _number: int, flags: int, frame: bytes) -> None:
+        offset, length, first = frames.HEADER.unpack_from(frame)
+        payload: Any
+        try:
+            function = self.functions.get(offset, length)
+            body: bytes | memoryview = memoryview(frame)[frames.HEADER.size :]
+            if flags & frames.SPOOLED:
+                where, size = frames.WHERE.unpack(body)
+                body = read_exactly(self.spool_fd, size, where)
+            payload = codec.loads(body)
+        except BaseException as error:
+            self.results.put(task, first, frames.UNDECODABLE, 0, dump_failure(error))
+            self.tasks.done(self.index, 0, 0)
+            self.tasks.notify()
+            return
+        if flags & frames.CHUNK:
+            self.run_chunk(task, first, function, payload, star=bool(flags & frames.STAR))
+        else:
+            self.run_call(task, function, *payload)
+        self.tasks.notify()
+
+    def run_call(self, task: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        started = self.tasks.begin(self.index, 0)
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            took = now_ns() - started
+            self.results.put(task, 0, frames.RAISED, took, dump_failure(error))
+            error.__traceback__ = None
+        else:
+            took = now_ns() - started
+            if not self.results.put_plain(task, 0, took, result):
+                self.put_result(task, 0, took, result)
+        self.tasks.done(self.index, took, 1)
+
+    def run_chunk(self, task: int, first: int, function: Callable[..., Any], items: list[Any], *, star: bool) -> None:
+        index, begin, put_plain = self.index, self.tasks.begin, self.results.put_plain
+        chunk_started = notified = started = begin(index, first)
+        for item in range(first, len(items)):
+            try:
+                result = function(*items[item]) if star else function(items[item])
+            except BaseException as error:
+                self.results.put(task, item, frames.RAISED, now_ns() - started, dump_failure(error))
+                error.__traceback__ = None
+                now = begin(index, item + 1)
+            else:
+                now = begin(index, item + 1)  # before the put: what is timed is the function alone
+                if not put_plain(task, item, now - started, result):
+                    self.put_result(task, item, now - started, result)
+                    now = now_ns()
+                del result
+            started = now
+            if now - notified > NOTIFY_NS:
+                notified = now
+                self.tasks.notify()
+        self.tasks.done(index, started - chunk_started, len(items) - first)
+
+    def put_result(self, task: int, item: int, took_ns: int, result: Any) -> None:
+        try:
+            data = codec.dumps(result, to_parent=True)
+        except BaseException as error:
+            self.results.put(task, item, frames.UNPICKLABLE, took_ns, dump_failure(error))
+            error.__traceback__ = None
+        else:
+            self.results.put(task, item, frames.OK, took_ns, data)
+
+
+def main(payload: bytes, fds: list[int]) -> int:
+    """A worker's life, in the process that was launched for it; returns its exit code."""
+    setup: dict[str, Any] = pickle.loads(payload)
+    index: int = setup["index"]
+    tasks_fd, results_fd, spool_fd = fds
+    tasks = TaskRing(Segment.from_fd(tasks_fd).buffer)
+    results = ResultRing(Segment.from_fd(results_fd).buffer, bell=tasks)
+    codec.become_worker(setup["main"])
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)  # a line is one write: never torn, and not lost in a kill
+    initializer = setup["initializer"]
+    if initializer is not None:
+        try:
+            function, arguments = initializer
+            codec.load_function(function)(*codec.loads(arguments))
+        except BaseException as error:
+            results.put(0, 0, frames.INIT_FAILED, 0, dump_failure(error))
+            tasks.notify()
+            return 1
+    results.put(0, 0, frames.READY, 0, b"")
+    tasks.notify()
+    _Worker(index, tasks, results, spool_fd).run(setup["max_tasks"])
+    results.put(0, 0, frames.LEAVING, 0, b"")
+    tasks.notify()
+    return 0

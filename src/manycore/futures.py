@@ -1,0 +1,211 @@
+"""`ProcessPoolExecutor`: `concurrent.futures`' interface over manycore's engine.
+
+Unlike `concurrent.futures.ProcessPoolExecutor`: a worker's death fails the one task that it ran, with
+`WorkerDied` (a `BrokenProcessPool`), and the executor goes on; an argument or a result that cannot be pickled or
+rebuilt fails its own future; functions of `__main__`, lambdas and closures are sent by value; futures can be awaited.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+import weakref
+from concurrent.futures import (
+    ALL_COMPLETED,
+    FIRST_COMPLETED,
+    FIRST_EXCEPTION,
+    BrokenExecutor,
+    CancelledError,
+    InvalidStateError,
+    as_completed,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
+from pickle import PicklingError
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from manycore import _launch
+from manycore._engine.future import Future
+from manycore._engine.local import Engine, Settings, Stats
+from manycore._engine.mapping import MapOptions, MapRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = [
+    "ALL_COMPLETED",
+    "FIRST_COMPLETED",
+    "FIRST_EXCEPTION",
+    "BrokenExecutor",
+    "BrokenProcessPool",
+    "CancelledError",
+    "Future",
+    "InvalidStateError",
+    "ProcessPoolExecutor",
+    "as_completed",
+    "wait",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ProcessPoolExecutor(concurrent.futures.Executor):
+    """Runs calls in worker processes.
+
+    Args:
+        max_workers: How many workers; by default as many as the cores that this process may use.
+        mp_context: Accepted for compatibility: workers are always forked by manycore's zygote.
+        initializer: Called in each worker before its first task, with `initargs`.
+        initargs: Its arguments.
+        max_tasks_per_child: Tasks after which a worker is replaced by a fresh one; None = never.
+        name: What titles and messages call the executor.
+
+    A `with` block ends with `shutdown()`, which waits for what was submitted.
+
+    Process-safety: belongs to the process that made it. Any thread may use it.
+    If a process dies: a worker's task fails with `WorkerDied` and the worker is replaced; when this process dies,
+        the kernel kills the workers.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        if max_workers is None:
+            max_workers = _launch.cpu_count()
+        elif max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+        self._max_workers = max_workers
+        self._mp_context = mp_context
+        self._engine = Engine(
+            Settings(
+                workers=max_workers,
+                initializer=initializer,
+                initargs=tuple(initargs),
+                max_tasks=max_tasks_per_child or 0,
+                name=name or "",
+            )
+        )
+        _launch.ensure_started()
+        _at_exit.add(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"<manycore.ProcessPoolExecutor {self._engine.name!r} of {self._max_workers} workers, {self._engine.state}>"
+        )
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            engine.finish_unattended()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call `fn(*args, **kwargs)` in a worker.
+
+        Raises:
+            PoolClosed: After `shutdown` (a `RuntimeError`).
+            PoolBroken: The pool has given up (a `BrokenProcessPool`).
+            TaskPicklingError: Through the future: the function or an argument cannot be pickled.
+        """
+        engine = self._engine
+        future: Future[T] = Future(engine)
+        try:
+            engine.call(future, fn, args, kwargs)
+        except (PicklingError, TypeError, AttributeError) as error:
+            engine.check_open()
+            future.set_exception(error)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 0,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """`map(fn, *iterables)`, in the workers; an iterator of the results in the input's order.
+
+        Args:
+            fn: Called with one item of each iterable.
+            iterables: The items; all are read at once, unless there is a `buffersize`.
+            timeout: Seconds from this call on after which the iterator raises TimeoutError.
+            chunksize: Items that travel together; 0 = measured while it runs.
+            buffersize: Read only as many items ahead of the consumer.
+
+        Raises:
+            TimeoutError: From the iterator: the next result was not there in time.
+        """
+        if chunksize < 0:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None:
+            if not isinstance(buffersize, int):
+                raise TypeError("buffersize must be an integer or None")
+            if buffersize < 1:
+                raise ValueError("buffersize must be None or > 0")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._engine.check_open()
+        options = MapOptions(star=True, lazy=buffersize is not None, chunksize=chunksize, window=buffersize or 0)
+        run = MapRun(self._engine, fn, zip(*iterables, strict=False), options)
+        run.start()
+        return _results(run, deadline)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no new calls; the workers end when those that are there are done.
+
+        Args:
+            wait: Return only when the workers have ended.
+            cancel_futures: Cancel what no worker has begun.
+        """
+        engine = self._engine
+        engine.close()
+        if cancel_futures:
+            engine.cancel_all()
+        if wait:
+            engine.join()
+
+    def terminate_workers(self) -> None:
+        """End the workers at once; what is not done fails with `PoolClosed`."""
+        self._engine.terminate()
+
+    kill_workers = terminate_workers
+
+    def stats(self) -> Stats:
+        """A snapshot of what the executor has done and is doing."""
+        return self._engine.stats()
+
+
+def _results(run: MapRun, deadline: float | None) -> Iterator[Any]:
+    try:
+        while (outcome := run.next_outcome(deadline)) is not None:
+            if outcome.error is not None:
+                raise outcome.error
+            yield outcome.result
+    finally:
+        run.forget()
+
+
+_at_exit: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+
+
+def _finish_all() -> None:
+    """At the end of the main thread: what was submitted is done, as with the standard library's executor."""
+    for executor in tuple(_at_exit):
+        executor.shutdown()
+
+
+# Before the interpreter joins its threads and tears itself down; the standard library's own executors use it too.
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]

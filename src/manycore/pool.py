@@ -1,0 +1,653 @@
+"""`Pool`: `multiprocessing.pool.Pool`'s interface over manycore's engine, and the one-call forms `map` and `imap`.
+
+    Pool.apply*            a Future each          -> Engine.submit
+    Pool.map, starmap      a MapRun, consumed at once
+    Pool.*_async           a BackgroundRun
+    Pool.imap*, outcomes   a MapRun, consumed as its iterator is
+
+Unlike `multiprocessing.pool.Pool`: a task whose worker dies fails alone and at once, with `WorkerDied`; a lazy map
+reads its input only as its results are consumed; functions and classes of `__main__`, lambdas and closures are
+sent by value; no chunk size need be guessed; what cannot be pickled fails where it was handed in.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import time
+import warnings
+from collections.abc import Sized
+from multiprocessing.pool import ThreadPool
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+
+from manycore import _launch
+from manycore._engine.future import Future
+from manycore._engine.local import Engine, Settings, Stats
+from manycore._engine.mapping import BackgroundRun, Failure, MapOptions, MapRun, Outcome
+from manycore._observe.progress import start_progress
+from manycore.errors import PoolClosed, TimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+__all__ = [
+    "AsyncResult",
+    "Failure",
+    "IMapIterator",
+    "MapResult",
+    "Outcome",
+    "Pool",
+    "Stats",
+    "ThreadPool",
+    "imap",
+    "map",
+]
+
+T = TypeVar("T")
+OnError = Literal["raise", "collect", "skip"]
+_ON_ERROR = ("raise", "collect", "skip")
+
+
+class AsyncResult(Future[T]):
+    """The result of `apply_async`: `multiprocessing.pool.AsyncResult`, which can also be awaited."""
+
+    __slots__ = ()
+
+    def ready(self) -> bool:
+        """Whether the call is over."""
+        return self.done()
+
+    def successful(self) -> bool:
+        """Whether the call returned, rather than raised.
+
+        Raises:
+            ValueError: It is not over.
+        """
+        if not self.done():
+            raise ValueError(f"{self!r} not ready")
+        return not self.cancelled() and self.exception() is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the call is over, or `timeout` seconds have passed."""
+        if not self.done():
+            with contextlib.suppress(builtins.TimeoutError):
+                self._wait(timeout)
+
+    def get(self, timeout: float | None = None) -> T:
+        """What the call returned; its exception is raised here.
+
+        Args:
+            timeout: Seconds to wait at the most; None waits as long as it takes.
+
+        Raises:
+            multiprocessing.TimeoutError: It was not over in time. It goes on.
+        """
+        self.wait(timeout)
+        if not self.done():
+            raise TimeoutError
+        return self.result()
+
+
+class MapResult(AsyncResult[list[T]]):
+    """The result of `map_async` and `starmap_async`."""
+
+    __slots__ = ("_run",)
+
+    _run: BackgroundRun
+
+
+ApplyResult = AsyncResult
+
+
+class IMapIterator:
+    """Results of `imap`, as they come. `next(timeout)` bounds one step.
+
+    An iterator that is dropped reads no more of the input and sends nothing more.
+    """
+
+    def __init__(self, run: MapRun, on_error: OnError, advance: Callable[[int, int], object] | None = None) -> None:
+        self._run = run
+        self._on_error = on_error
+        self._advance = advance
+        run.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result.
+
+        Args:
+            timeout: Seconds to wait at the most; None waits as long as it takes.
+
+        Raises:
+            StopIteration: There are no more.
+            multiprocessing.TimeoutError: There was none in time; another call may get it.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                outcome = self._run.next_outcome(deadline)
+            except builtins.TimeoutError:
+                raise TimeoutError from None
+            if outcome is None:
+                self.close()
+                raise StopIteration
+            if self._advance is not None:
+                self._advance(1, outcome.error is not None)
+            if outcome.error is None:
+                return outcome.result
+            if self._on_error == "raise":
+                raise outcome.error
+            if self._on_error == "collect":
+                return Failure(outcome.index, outcome.item, outcome.error)
+
+    __next__ = next
+
+    def close(self) -> None:
+        """Read and send nothing more."""
+        self._run.abandon()
+
+    def __del__(self) -> None:
+        run = getattr(self, "_run", None)
+        if run is not None:
+            run.forget()
+
+
+class Pool:
+    """A pool of worker processes.
+
+    Args:
+        processes: How many workers; by default as many as the cores that this process may use.
+        initializer: Called in each worker before its first task, with `initargs`.
+        initargs: Its arguments.
+        maxtasksperchild: Tasks after which a worker is replaced by a fresh one; None = never.
+        context: Accepted for compatibility: workers are always forked by manycore's zygote.
+        name: What titles and messages call the pool.
+        preload: Modules that workers have imported before they start.
+
+    A `with` block ends with `terminate`, as the standard library's does.
+
+    Process-safety: belongs to the process that made it; a forked child gets `PoolClosed`. Any thread may use it.
+    If a process dies: a worker's task fails with `WorkerDied` and the worker is replaced; when this process dies,
+        the kernel kills the workers.
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,  # noqa: ARG002
+        *,
+        name: str | None = None,
+        preload: Iterable[str] = (),
+    ) -> None:
+        if processes is None:
+            processes = _launch.cpu_count()
+        if processes < 1:
+            raise ValueError("Number of processes must be at least 1")
+        if maxtasksperchild is not None and maxtasksperchild <= 0:
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        self._engine = Engine(
+            Settings(
+                workers=processes,
+                initializer=initializer,
+                initargs=tuple(initargs),
+                max_tasks=maxtasksperchild or 0,
+                name=name or "",
+                preload=tuple(preload),
+            )
+        )
+        self._engine.start()
+
+    def __repr__(self) -> str:
+        return f"<manycore.Pool {self._engine.name!r} of {self._processes} workers, {self._engine.state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    def __enter__(self) -> Self:
+        if self._engine.closed:
+            raise PoolClosed("this pool is closed")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.terminate()
+
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None and engine.abandon():
+            warnings.warn(f"unclosed running pool {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    @property
+    def name(self) -> str:
+        """What titles and messages call the pool."""
+        return self._engine.name
+
+    @property
+    def _processes(self) -> int:
+        return self._engine.settings.workers
+
+    _max_workers = _processes  # what libraries that take a pool or an executor read
+
+    # One call
+
+    def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: dict[str, Any] | None = None) -> T:
+        """Call `func(*args, **kwds)` in a worker and wait for the result."""
+        return self.apply_async(func, args, kwds).get()
+
+    def apply_async(
+        self,
+        func: Callable[..., T],
+        args: Iterable[Any] = (),
+        kwds: dict[str, Any] | None = None,
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult[T]:
+        """Call `func(*args, **kwds)` in a worker.
+
+        Args:
+            func: Any callable; by name where a worker can import it, else by value.
+            args: Its arguments.
+            kwds: Its keyword arguments.
+            callback: Called with the result, in the thread that collects it.
+            error_callback: Called with the exception instead.
+
+        Raises:
+            PoolClosed: After `close` or `terminate`.
+            TaskPicklingError: The function or an argument cannot be pickled.
+        """
+        future: AsyncResult[T] = AsyncResult(self._engine)
+        if callback is not None or error_callback is not None:
+            future.add_done_callback(_Callbacks(callback, error_callback))
+        self._engine.call(future, func, tuple(args), kwds or {})
+        return future
+
+    # Maps
+
+    def map(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
+        on_error: OnError = "raise",
+        progress: Any = None,
+    ) -> list[T]:
+        """`[func(item) for item in iterable]`, in the workers.
+
+        Args:
+            func: Called with each item.
+            iterable: The items; all are read at once.
+            chunksize: Items that travel together; by default measured while it runs.
+            timeout: Seconds that one item may run before its worker is killed.
+            retries: How often a failed item is tried again.
+            on_error: What a failed item does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
+            progress: True for a progress bar, or a callable that is told; None for neither.
+
+        Raises:
+            Exception: What `func` raised for the first item, in the input's order, that failed.
+            WorkerDied: The worker of that item died.
+            TaskTimeout: That item took longer than `timeout`.
+        """
+        return self._collect(func, iterable, False, chunksize, timeout, retries, on_error, progress)
+
+    def starmap(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
+        on_error: OnError = "raise",
+        progress: Any = None,
+    ) -> list[T]:
+        """As `map`, each item being the tuple of the function's arguments: `func(*item)`."""
+        return self._collect(func, iterable, True, chunksize, timeout, retries, on_error, progress)
+
+    def map_async(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult[T]:
+        """As `map`, returning at once; `callback` gets the list, `error_callback` the error."""
+        return self._collect_later(func, iterable, False, chunksize, callback, error_callback)
+
+    def starmap_async(
+        self,
+        func: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> MapResult[T]:
+        """As `starmap`, returning at once; `callback` gets the list, `error_callback` the error."""
+        return self._collect_later(func, iterable, True, chunksize, callback, error_callback)
+
+    def imap(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
+        on_error: OnError = "raise",
+        buffersize: int = 0,
+    ) -> IMapIterator:
+        """Results in the input's order, as an iterator that reads the input only as far ahead as is useful.
+
+        Args:
+            func: Called with each item.
+            iterable: The items; may be endless.
+            chunksize: Items that travel together; by default measured while it runs.
+            timeout: Seconds that one item may run before its worker is killed.
+            retries: How often a failed item is tried again.
+            on_error: What a failed item does: "raise" its error (the iterator can go on), "collect", or "skip".
+            buffersize: Items read ahead of the consumer; 0 = what keeps the workers busy.
+        """
+        options = MapOptions(
+            ordered=True, lazy=True, chunksize=chunksize or 0, window=buffersize, timeout=timeout, retries=retries
+        )
+        return IMapIterator(self._run(func, iterable, options), _check(on_error))
+
+    def imap_unordered(
+        self,
+        func: Callable[[Any], T],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int = 0,
+        on_error: OnError = "raise",
+        buffersize: int = 0,
+    ) -> IMapIterator:
+        """As `imap`, in the order in which the results come."""
+        options = MapOptions(
+            ordered=False, lazy=True, chunksize=chunksize or 0, window=buffersize, timeout=timeout, retries=retries
+        )
+        return IMapIterator(self._run(func, iterable, options), _check(on_error))
+
+    def outcomes(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        *,
+        ordered: bool = True,
+        timeout: float | None = None,
+        retries: int = 0,
+        chunksize: int | None = None,
+        buffersize: int = 0,
+    ) -> Iterator[Outcome]:
+        """What became of each item, as an iterator that never raises for a task's failure.
+
+        Lazy, as `imap` is. An `Outcome` has the item, its index, its result or its error, and how long it ran.
+        """
+        options = MapOptions(
+            ordered=ordered, lazy=True, chunksize=chunksize or 0, window=buffersize, timeout=timeout, retries=retries
+        )
+        run = self._run(func, iterable, options)
+        run.start()
+        return _outcomes(run)
+
+    def _run(self, func: Callable[..., Any], iterable: Iterable[Any], options: MapOptions) -> MapRun:
+        self._engine.check_open()
+        return MapRun(self._engine, func, iterable, options)
+
+    def _collect(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        star: bool,
+        chunksize: int | None,
+        timeout: float | None,
+        retries: int,
+        on_error: OnError,
+        progress: Any,
+    ) -> list[Any]:
+        _check(on_error)
+        options = MapOptions(star=star, chunksize=chunksize or 0, timeout=timeout, retries=retries)
+        run = self._run(func, iterable, options)
+        with _reporting(progress, run.total, self._engine) as advance:
+            return _gather(run, on_error, advance)
+
+    def _collect_later(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        star: bool,
+        chunksize: int | None,
+        callback: Callable[[Any], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+    ) -> MapResult[Any]:
+        self._engine.check_open()
+        future: MapResult[Any] = MapResult(self._engine)
+        if callback is not None or error_callback is not None:
+            future.add_done_callback(_Callbacks(callback, error_callback))
+
+        def finish(results: list[Any], error: BaseException | None) -> None:
+            if error is None:
+                future.set_result(results)
+            else:
+                future.set_exception(error)
+
+        options = MapOptions(star=star, chunksize=chunksize or 0)
+        run = BackgroundRun(self._engine, func, iterable, options, finish)
+        future._run = run
+        run.start()
+        return future
+
+    # Ending
+
+    def close(self) -> None:
+        """Take no new tasks; the workers end when those that are there are done."""
+        self._engine.close()
+
+    def terminate(self) -> None:
+        """Kill the workers at once; what is not done fails with `PoolClosed`."""
+        self._engine.terminate()
+
+    def join(self) -> None:
+        """Wait until the workers have ended.
+
+        Raises:
+            ValueError: Neither `close` nor `terminate` was called before.
+        """
+        if not self._engine.closed:
+            raise ValueError("Pool is still running")
+        self._engine.join()
+
+    def stats(self) -> Stats:
+        """A snapshot of what the pool has done and is doing."""
+        return self._engine.stats()
+
+
+class _Callbacks:
+    """Tells the callbacks of `apply_async` and `map_async` of a future's end."""
+
+    __slots__ = ("callback", "error_callback")
+
+    def __init__(
+        self, callback: Callable[[Any], object] | None, error_callback: Callable[[BaseException], object] | None
+    ) -> None:
+        self.callback = callback
+        self.error_callback = error_callback
+
+    def __call__(self, future: Future[Any]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            if self.callback is not None:
+                self.callback(future.result())
+        elif self.error_callback is not None:
+            self.error_callback(error)
+
+
+def _check(on_error: OnError) -> OnError:
+    if on_error not in _ON_ERROR:
+        raise ValueError(f"on_error must be 'raise', 'collect' or 'skip', not {on_error!r}")
+    return on_error
+
+
+def _outcomes(run: MapRun) -> Iterator[Outcome]:
+    try:
+        while (outcome := run.next_outcome()) is not None:
+            yield outcome
+    finally:
+        run.forget()
+
+
+def _gather(run: MapRun, on_error: OnError, advance: Callable[[int, int], object] | None) -> list[Any]:
+    """All results of a run, in order."""
+    results: list[Any] = []
+    try:
+        while (block := run.next_block()) is not None:
+            if block.status is None:
+                results += block.values
+                if advance is not None:
+                    advance(len(block.values), 0)
+                continue
+            for outcome in run.outcomes(block):
+                if advance is not None:
+                    advance(1, outcome.error is not None)
+                if outcome.error is None:
+                    results.append(outcome.result)
+                elif on_error == "raise":
+                    raise outcome.error
+                elif on_error == "collect":
+                    results.append(Failure(outcome.index, outcome.item, outcome.error))
+    except BaseException:
+        run.abandon()
+        raise
+    return results
+
+
+@contextlib.contextmanager
+def _reporting(progress: Any, total: int | None, engine: Engine) -> Iterator[Callable[[int, int], object] | None]:
+    """The function that is told of progress, while the block runs."""
+    reporter = start_progress(progress, total=total, status=engine.load)
+    if reporter is None:
+        yield None
+        return
+    with reporter:
+        yield reporter.advance
+
+
+def map(
+    function: Callable[..., T],
+    *iterables: Iterable[Any],
+    workers: int | None = None,
+    ordered: bool = True,
+    progress: Any = None,
+    timeout: float | None = None,
+    retries: int = 0,
+    on_error: OnError = "raise",
+) -> list[T]:
+    """`list(map(function, *iterables))`, on all cores.
+
+    Args:
+        function: Called with one item of each iterable. Any function: also a lambda, or one of a script or a notebook.
+        iterables: The items; the shortest ends it.
+        workers: Worker processes; by default as many as the cores that this process may use.
+        ordered: Results in the input's order; else as they come.
+        progress: True for a progress bar, or a callable that is told; None for neither.
+        timeout: Seconds that one call may run before its worker is killed and it fails with `TaskTimeout`.
+        retries: How often a failed call is tried again.
+        on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
+
+    Returns:
+        The results.
+
+    Raises:
+        Exception: What the function raised, with the worker's traceback as its cause.
+        WorkerDied: A worker died; only with on_error="raise".
+    """
+    items: Any = iterables[0] if len(iterables) == 1 else list(zip(*iterables, strict=False))
+    if not hasattr(items, "__len__"):
+        items = list(items)
+    _check(on_error)
+    options = MapOptions(star=len(iterables) != 1, ordered=ordered, timeout=timeout, retries=retries)
+    if not iterables:
+        raise TypeError("map() needs a function and at least one iterable")
+    if not items:
+        return []
+    with Pool(_fitting(workers, len(items))) as pool:
+        run = pool._run(function, items, options)
+        with _reporting(progress, len(items), pool._engine) as advance:
+            results = _gather(run, on_error, advance)
+        pool.close()
+        pool.join()
+        return results
+
+
+def _fitting(workers: int | None, items: int) -> int:
+    """As many workers as were asked for, but not more than there are items."""
+    if workers is None:
+        workers = _launch.cpu_count()
+    elif workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    return max(1, min(workers, items))
+
+
+def imap(
+    function: Callable[..., T],
+    *iterables: Iterable[Any],
+    workers: int | None = None,
+    ordered: bool = True,
+    progress: Any = None,
+    timeout: float | None = None,
+    retries: int = 0,
+    on_error: OnError = "raise",
+    buffersize: int = 0,
+) -> Iterator[T]:
+    """As `map`, as an iterator that reads its inputs only as results are consumed; they may be endless.
+
+    Args:
+        function: Called with one item of each iterable.
+        iterables: The items; the shortest ends it.
+        workers: Worker processes; by default as many as the cores that this process may use.
+        ordered: Results in the input's order; else as they come.
+        progress: True for a progress bar, or a callable that is told; None for neither.
+        timeout: Seconds that one call may run before its worker is killed and it fails with `TaskTimeout`.
+        retries: How often a failed call is tried again.
+        on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
+        buffersize: Items read ahead of the consumer; 0 = what keeps the workers busy.
+    """
+    if not iterables:
+        raise TypeError("imap() needs a function and at least one iterable")
+    if not callable(function):
+        raise TypeError(f"{function!r} is not callable")
+    _check(on_error)
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    star = len(iterables) != 1
+    items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
+    total = len(items) if isinstance(items, Sized) else None
+    options = MapOptions(star=star, ordered=ordered, lazy=True, window=buffersize, timeout=timeout, retries=retries)
+    return _stream(function, items, workers, options, on_error, progress, total)
+
+
+def _stream(
+    function: Callable[..., Any],
+    items: Iterable[Any],
+    workers: int | None,
+    options: MapOptions,
+    on_error: OnError,
+    progress: Any,
+    total: int | None,
+) -> Iterator[Any]:
+    with Pool(workers) as pool, _reporting(progress, total, pool._engine) as advance:
+        yield from IMapIterator(pool._run(function, items, options), on_error, advance)
