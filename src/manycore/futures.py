@@ -134,7 +134,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         fn: Callable[..., T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
-        chunksize: int = 0,
+        chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
         """`map(fn, *iterables)`, in the workers; an iterator of the results in the input's order.
@@ -143,13 +143,13 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             fn: Called with one item of each iterable.
             iterables: The items; all are read at once, unless there is a `buffersize`.
             timeout: Seconds from this call on after which the iterator raises TimeoutError.
-            chunksize: Items that travel together; 0 = measured while it runs.
+            chunksize: Items that travel together; 1 = measured while it runs.
             buffersize: Read only as many items ahead of the consumer.
 
         Raises:
             TimeoutError: From the iterator: the next result was not there in time.
         """
-        if chunksize < 0:
+        if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None:
             if not isinstance(buffersize, int):
@@ -158,7 +158,12 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else time.monotonic() + timeout
         self._engine.check_open()
-        options = MapOptions(star=True, lazy=buffersize is not None, chunksize=chunksize, window=buffersize or 0)
+        options = MapOptions(
+            star=True,
+            lazy=buffersize is not None,
+            chunksize=0 if chunksize == 1 else chunksize,
+            window=buffersize or 0,
+        )
         run = MapRun(self._engine, fn, zip(*iterables, strict=False), options)
         run.start()
         return _results(run, deadline)

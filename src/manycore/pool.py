@@ -236,6 +236,11 @@ class Pool:
 
     _max_workers = _processes  # what libraries that take a pool or an executor read
 
+    @staticmethod
+    def Process(ctx: Any, *args: Any, **kwds: Any) -> Any:  # noqa: N802  (the standard library's name)
+        """A process of the context `ctx`, as `multiprocessing.Pool.Process` makes it."""
+        return ctx.Process(*args, **kwds)
+
     # One call
 
     def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: dict[str, Any] | None = None) -> T:
