@@ -13,6 +13,7 @@ If a process dies: nothing is shared.
 
 from __future__ import annotations
 
+import builtins
 import marshal
 import os
 import sys
@@ -59,6 +60,7 @@ class Namespace:
         self.key = key
         self.module = module  # whose dict `globals` is, where it may be in no table of the interpreter's
         self.globals = globals_
+        globals_.setdefault("__builtins__", builtins)  # functions of 3.12 and later look for it there
         self.records: dict[str, tuple[int, Any]] = {}  # name -> (hash, value) as last received
 
 
@@ -77,7 +79,7 @@ def become_worker(main: dict[str, Any] | None = None) -> None:
     module = types.ModuleType("__main__")
     module.__dict__.update(main or {})
     module.__dict__["__name__"] = "__main__"
-    module.__dict__.setdefault("__builtins__", __builtins__)
+    module.__dict__.setdefault("__builtins__", builtins)
     sys.modules["__main__"] = module
     with lock:
         _named.pop("__main__", None)
