@@ -211,6 +211,10 @@ def namespace_of(globals_: dict[str, Any]) -> Namespace | str:
     return space
 
 
+def _fresh_globals(names: dict[str, Any]) -> dict[str, Any]:
+    return {"__builtins__": builtins, **names}
+
+
 def own_origin() -> int | None:
     """The first half of the tokens that this process mints, when it has minted any."""
     return _origin if _origin_pid == os.getpid() else None
@@ -221,7 +225,7 @@ def receiving_namespace(key: str | Token, names: dict[str, Any]) -> Namespace:
     if isinstance(key, tuple):
         space = _anonymous.get(key)
         if space is None:
-            space = Namespace(key, dict(names))
+            space = Namespace(key, _fresh_globals(names))
             space.globals[MARK] = space
             _anonymous[key] = space
         return space
@@ -230,11 +234,11 @@ def receiving_namespace(key: str | Token, names: dict[str, Any]) -> Namespace:
     if space is None or (module is not None and key == "__main__" and space.globals is not module.__dict__):
         if module is None:
             module = types.ModuleType(key)
-            module.__dict__.update(names)
+            module.__dict__.update(_fresh_globals(names))
             sys.modules[key] = module
         elif importable(key):  # another module of that name is at home here: stay apart from it
             module = types.ModuleType(key)
-            module.__dict__.update(names)
+            module.__dict__.update(_fresh_globals(names))
         space = _named[key] = Namespace(key, module.__dict__, module)
     return space
 

@@ -47,3 +47,28 @@ module = importlib.util.module_from_spec(spec)
 sys.modules["elsewhere"] = module
 spec.loader.exec_module(module)
 """)
+
+
+def test_notebook_cells() -> None:
+    pytest.importorskip("IPython")
+    run("-c", f"""
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_cell({f"import sys; sys.path.insert(0, {str(HERE)!r}); from codec_worker import Worker; w = Worker()"!r})
+for cell in (
+    "K = 2\\ndef helper(x): return x * K",
+    "class C:\\n  def m(self, x): return helper(x)",
+    "def expect(a, b):\\n  assert a == b, (a, b)",
+    "expect(w.call(lambda x: helper(x), 4), 8)",
+    "expect(w.call(C().m, 4), 8)",
+    "K = 3",
+    "expect(w.call(C().m, 4), 12)",
+    "def helper(x): return -x",
+    "expect(w.call(C().m, 4), -4)",
+    "class C:\\n  def m(self, x): return 'new'",
+    "expect(w.call(lambda: C().m(1)), 'new'); expect(type(w.call(lambda: C())), C)",
+    "w.__exit__(); print('done')",
+):
+    shell.run_cell(cell).raise_error()
+""")
