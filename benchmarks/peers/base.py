@@ -47,10 +47,14 @@ class PoolAdapter:
         """Runs one call and waits for it."""
         return self.result(self.submit(function, *args))
 
-    def call_all(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+    def submit_all(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
         """Submits one task for each tuple of arguments, then takes the results in order."""
         handles = [self.submit(function, *args) for args in arguments]
         return [self.result(handle) for handle in handles]
+
+    def call_all(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Makes all these calls, in whatever way the peer has: for warming up, and where it does not matter."""
+        return self.submit_all(function, arguments)
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """Maps in order with the peer's default chunk size."""

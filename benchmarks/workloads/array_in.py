@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from benchmarks.clock import middle, sample
@@ -11,18 +12,25 @@ from benchmarks.tasks import ends_of
 if TYPE_CHECKING:
     from benchmarks.spec import Run
 
+SHIFTS = 64  # different arrays
+
 
 def run(run: Run) -> dict[str, float]:
     import numpy as np
 
     items = run.size(8 << 20, 128 << 10)
-    array = np.arange(items, dtype=np.float64)
+    base = np.arange(items + SHIFTS, dtype=np.float64)
+    array = base[:items]
     target = np.empty_like(array)
     target[:] = 0
     pool = run.pool()
 
+    shifts = itertools.cycle(range(SHIFTS))
+
     def call() -> None:
-        if pool.call(ends_of, array) != float(items - 1):
+        # another array each time: one that was sent before might not be sent again
+        shift = next(shifts)
+        if pool.call(ends_of, base[shift : shift + items]) != 2.0 * shift + items - 1:
             raise AssertionError("the array changed on its way")
 
     sample(call, seconds=0.0, least=4)

@@ -26,7 +26,7 @@ def run(run: Run) -> dict[str, float]:
     durations = [TASK_SECONDS] * tasks
     ways: dict[str, Callable[[], object]] = {
         "map": lambda: pool.map(spin, durations),
-        "submit": lambda: pool.call_all(spin, [(TASK_SECONDS,)] * tasks),
+        "submit": lambda: pool.submit_all(spin, [(TASK_SECONDS,)] * tasks),
     }
     found: dict[str, float] = {}
     pool.call_all(spin, [(TASK_SECONDS,)] * 10)

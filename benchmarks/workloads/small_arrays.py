@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.clock import per_second
-from benchmarks.spec import Measure, Workload
+from benchmarks.spec import Measure, Unsupported, Workload
 from benchmarks.tasks import ends_of
 
 if TYPE_CHECKING:
@@ -21,15 +21,31 @@ def run(run: Run) -> dict[str, float]:
     full = run.size(20_000, 300)
     base = np.arange(full + ITEMS, dtype=np.float64)
 
-    def calls(n: int) -> None:
+    def arrays(n: int) -> list[Any]:
         # each task has an array of its own: pickle would send one that is repeated in a batch only once
-        results = pool.call_all(ends_of, [(base[index : index + ITEMS],) for index in range(n)])
+        return [base[index : index + ITEMS] for index in range(n)]
+
+    def check(n: int, results: list[Any]) -> None:
         if results[-1] != 2.0 * (n - 1) + ITEMS - 1:
             raise AssertionError("the last array changed on its way")
 
-    return {"rate": per_second(calls, full=full, seconds=1.5)}
+    pool.call_all(ends_of, [(base[:ITEMS],)] * 4)
+    found = {"map": per_second(lambda n: check(n, pool.map(ends_of, arrays(n))), full=full, seconds=1.5)}
+    try:
+        found["submit"] = per_second(
+            lambda n: check(n, pool.submit_all(ends_of, [(array,) for array in arrays(n)])), full=full, seconds=1.5
+        )
+    except Unsupported:
+        pass
+    return found
 
 
 WORKLOAD = Workload(
-    "small_arrays", "pool", (Measure("rate", "tasks with a 10 KB array each", "/s", "higher", goal=100_000),), run
+    "small_arrays",
+    "pool",
+    (
+        Measure("submit", "tasks with a 10 KB array each, submits", "/s", "higher", goal=100_000),
+        Measure("map", "tasks with a 10 KB array each, map", "/s", "higher", goal=100_000),
+    ),
+    run,
 )
