@@ -16,8 +16,8 @@ A zygote imports this package as well, so its names are resolved when they are f
 from __future__ import annotations
 
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from manycore._launch.certificate import Certificate, ExitStatus
     from manycore._launch.child import Child

@@ -53,10 +53,11 @@ _LOWEST_FD = 10  # ours stay clear of the numbers that programs use by number
 class _Request:
     """A launch that has not been STARTED. Owns duplicates of the caller's descriptors."""
 
-    __slots__ = ("child", "entry", "fds", "payload", "sent")
+    __slots__ = ("child", "entry", "fds", "linger", "payload", "sent")
 
-    def __init__(self, child: Child, entry: str, payload: bytes, fds: Sequence[int]) -> None:
+    def __init__(self, child: Child, entry: str, payload: bytes, fds: Sequence[int], linger: bool) -> None:
         self.child = child
+        self.linger = linger
         self.entry = entry
         self.payload: bytes | None = payload
         self.fds: list[int] = []
@@ -79,18 +80,26 @@ class _Request:
 class _Zygote:
     """One zygote of this process, and what it was told."""
 
-    def __init__(self, lifeline: int) -> None:
+    def __init__(self, lifeline: int, lifeline_write: int) -> None:
         pid = os.getpid()
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         opened: list[int] = []
+        self.pipe_write = -1
         try:
             opened += [_high(theirs.detach()), _high(os.pidfd_open(pid))]
+            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self.pipe_write = _high(write)
+            opened.append(_high(read))
             executable, argv = interpreter.command(pid)
             actions: list[Any] = [(os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_RDWR, 0) for n in _closed_standard()]
-            for source, target in zip(
-                [opened[0], lifeline, opened[1]], [wire.CONTROL_FD, wire.LIFELINE_FD, wire.PARENT_FD], strict=True
-            ):
-                actions.append((os.POSIX_SPAWN_DUP2, source, target))
+            given = {
+                wire.CONTROL_FD: opened[0],
+                wire.LIFELINE_FD: lifeline,
+                wire.PARENT_FD: opened[1],
+                wire.LIFELINE_WRITE_FD: lifeline_write,
+                wire.PARENT_PIPE_FD: opened[2],
+            }
+            actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in given.items()]
             self.pid = os.posix_spawn(
                 executable,
                 argv,
@@ -102,6 +111,8 @@ class _Zygote:
             )
         except BaseException:
             ours.close()
+            if self.pipe_write >= 0:
+                os.close(self.pipe_write)
             raise
         finally:
             for fd in opened:
@@ -117,6 +128,7 @@ class _Zygote:
 
     def close(self) -> None:
         self.socket.close()
+        os.close(self.pipe_write)
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -168,13 +180,19 @@ class Launcher:
     # -- called by any thread ----------------------------------------------------------------------------
 
     def launch(
-        self, entry: str, payload: bytes, fds: Sequence[int], title: str, on_exit: Callable[[Child], None] | None
+        self,
+        entry: str,
+        payload: bytes,
+        fds: Sequence[int],
+        title: str,
+        on_exit: Callable[[Child], None] | None,
+        linger: bool,
     ) -> Child:
         if len(fds) > wire.MAX_FDS:
             raise ValueError(f"a child can be given {wire.MAX_FDS} descriptors, not {len(fds)}")
         with self._lock:
             child = Child(self, self._next_id, title, on_exit)
-            request = _Request(child, entry, payload, fds)
+            request = _Request(child, entry, payload, fds, linger)
             try:
                 self._ensure_zygote()
             except OSError as error:
@@ -212,9 +230,9 @@ class Launcher:
             zygote = self._zygote
             if zygote is not None:
                 try:
+                    zygote.socket.send(marshal.dumps((wire.END,)))
+                except OSError:  # no room, or no zygote
                     zygote.socket.shutdown(_socket.SHUT_WR)
-                except OSError:
-                    pass
             self._wake_reaper()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -244,7 +262,7 @@ class Launcher:
             return
         if self._ending:
             raise OSError(errno.ESHUTDOWN, "the interpreter is ending")
-        zygote = self._zygote = _Zygote(self._lifeline)
+        zygote = self._zygote = _Zygote(self._lifeline, self._lifeline_write)
         self._unsent_preloads = list(self._preloads)
         self._epoll.register(zygote.socket.fileno(), select.EPOLLIN)
         if zygote.pidfd >= 0:
@@ -272,7 +290,8 @@ class Launcher:
             context = zygote.fresh_context()
             standard, mask = _standard()
             child = request.child
-            record = (wire.LAUNCH, child.launch_id, request.entry, request.payload, child.title, mask, context)
+            what = (request.entry, request.payload, child.title)
+            record = (wire.LAUNCH, child.launch_id, *what, mask, request.linger, context)
             sent = self._send(record, [*standard, *request.fds])
             if sent:
                 request.sent = True
@@ -607,6 +626,7 @@ def launch(
     *,
     title: str = "",
     on_exit: Callable[[Child], None] | None = None,
+    linger: bool = False,
 ) -> Child:
     """Start a process that calls a function; return at once.
 
@@ -621,11 +641,12 @@ def launch(
         fds: Descriptors that the process gets duplicates of; the caller keeps, and may close, its own.
         title: What `ps` shows.
         on_exit: Called with the child once its end is certain and its status known, in the reaper thread.
+        linger: When this process dies, the child has a moment to notice before it is killed; else it has none.
 
     Raises:
         LaunchError: No zygote could be started. What goes wrong later is in the child's `error`.
     """
-    return current().launch(entry, payload, fds, title, on_exit)
+    return current().launch(entry, payload, fds, title, on_exit, linger)
 
 
 def preload(*modules: str) -> None:

@@ -4,10 +4,11 @@ One record is one message of a SOCK_SEQPACKET pair, so it arrives whole or not a
 `marshal` tuple: both sides are the same interpreter, and marshal needs no import. What does not fit
 travels in a memfd beside it.
 
-    request  (LAUNCH, id, entry, payload | None, title, standard, context | None)
+    request  (LAUNCH, id, entry, payload | None, title, standard, linger, context | None)
                  descriptors: the standard ones that are open, the payload's memfd, the caller's
              (PRELOAD, modules, context | None)
              (OWN_GROUP, id)                when this child ends, its process group ends too
+             (END,)                         kill every child at once, and exit
     report   (STARTED, id, pid, pidfd sent) from the child itself, before it runs anything of the caller's
              (EXITED, id, pid, status, user s, system s, peak bytes, wall s, stack text)
              (FAILED, id, errno, text)      there is no such child and never will be
@@ -20,6 +21,7 @@ from __future__ import annotations
 LAUNCH = 1
 PRELOAD = 2
 OWN_GROUP = 3
+END = 4
 
 # Kinds of report.
 STARTED = 11
@@ -29,9 +31,11 @@ PRELOAD_FAILED = 14
 
 # The zygote's descriptors: given to it when it is executed.
 CONTROL_FD = 3  # its end of the socket pair
-LIFELINE_FD = 4  # read end of the pipe whose only write end is the parent's
+LIFELINE_FD = 4  # read end of the pipe whose write ends the parent and its zygotes hold: the children's
 PARENT_FD = 5  # the parent's pidfd
 STACK_FD = 6  # in zygote and children: the memfd into which faulthandler writes
+LIFELINE_WRITE_FD = 7  # the zygote's write end of that pipe
+PARENT_PIPE_FD = 8  # read end of the pipe whose only write end is the parent's: the zygote's own lifeline
 
 MAX_RECORD_BYTES = 128 * 1024  # Linux takes up to 208 KiB by default; half of it keeps room in the queue
 MAX_INLINE_BYTES = 16 * 1024  # a longer payload goes in a memfd: twice as quick as the socket from about here

@@ -2,10 +2,10 @@
 
 Protocol of the child, in this order:
     1  its own process group, so that it can be ended with all its children, and Ctrl-C passes it by
-    2  the lifeline: its own open file of the parent's pipe, told to send SIGKILL to the whole group
-       when the last write end closes. The kernel does that, so it works in a child that is stopped, or
-       loops in C with the interpreter lock held, and whether or not the zygote still lives
-    3  if the lifeline has already ended, it exits: the parent died between the fork and 2
+    2  the lifeline: its own open file of a pipe that the parent and its zygotes hold, told to send SIGKILL
+       to the whole group when the last of them is gone. The kernel does that, so it works in a child that
+       is stopped, or loops in C with the interpreter lock held
+    3  if the lifeline has already ended, it exits: all of them died between the fork and 2
     4  the parent's standard descriptors; every other descriptor of the zygote's is closed
     5  STARTED, with its own pidfd. Only after that may anything of the caller's run: a launch without a
        STARTED has had no effect, and can be repeated when the zygote dies
@@ -13,8 +13,9 @@ Protocol of the child, in this order:
 
 If a process dies:
     the child before 5: the zygote reports EXITED, and the launch has had no effect.
-    the zygote: the child goes on; its lifeline is the parent's alone.
-    the parent: the kernel kills the group (2), and the zygote does so as well.
+    the zygote: the child goes on, for the parent holds the pipe as well.
+    the parent: the zygote kills the group, at once or, where the child may linger, when it has had time to
+        notice. If the zygote is dead too, the kernel kills the group (2).
 
 Unlike multiprocessing: no PR_SET_PDEATHSIG, which follows the thread that forked and would end all
 children with the zygote; no watcher thread, so the child may fork safely.
@@ -31,10 +32,13 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Sequence
 
 from manycore._launch import wire
 from manycore._native import process as _native
+
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _F_SETSIG = 10  # fcntl(2); Python's fcntl does not name it
 _RETRY_MS = 1  # between attempts to send while too many descriptors are in flight
@@ -45,7 +49,7 @@ def become(launch_id: int, lifeline: int, stack: int, standard: Sequence[int | N
 
     Args:
         launch_id: The id that the parent gave this launch.
-        lifeline: This child's own open file of the parent's pipe.
+        lifeline: This child's own open file of the pipe.
         stack: The memfd for its stacks.
         standard: What becomes descriptors 0, 1 and 2; None for one that is closed in the parent.
         keep: The descriptors that the caller's function gets.
@@ -69,17 +73,28 @@ def become(launch_id: int, lifeline: int, stack: int, standard: Sequence[int | N
     gc.enable()
 
 
-def _tie_to_parent(lifeline: int) -> None:
-    try:
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpid())
-        fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
-    except OSError:  # a kernel in user space, or a seccomp filter: the zygote alone must do
-        _native.set_parent_death_signal(signal.SIGKILL)
+def arm(lifeline: int, owner: int, signum: int) -> None:
+    """Have the kernel send a signal when the last write end of a pipe closes; exit if it has closed already.
+
+    Args:
+        lifeline: An open file of the pipe's read end that belongs to this process alone.
+        owner: A pid, or minus the number of a process group.
+        signum: The signal.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, owner)
+    fcntl.fcntl(lifeline, _F_SETSIG, signum)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
     poller = select.poll()
     poller.register(lifeline, 0)
     if poller.poll(0):
         os._exit(1)
+
+
+def _tie_to_parent(lifeline: int) -> None:
+    try:
+        arm(lifeline, -os.getpid(), signal.SIGKILL)
+    except OSError:  # a kernel in user space, or a seccomp filter: the zygote alone must do
+        _native.set_parent_death_signal(signal.SIGKILL)
 
 
 def _close_others(keep: set[int]) -> None:

@@ -19,6 +19,8 @@ If a process dies:
         process group is killed while its pid is still held by the zombie.
     the parent: its pidfd becomes readable, or the control socket ends. Every child's group and every
         orphan of theirs (adopted, as this process is a subreaper) is killed; then this process exits.
+        Children that may linger get a moment first, to see their parent's end and finish. Should this
+        process be stopped, the kernel continues it then; while it imports, the kernel kills it.
     the zygote: the children go on; the parent learns their exit codes otherwise and executes another.
 
 Source: Chrome's Linux zygote, for the idea; the mechanisms are in worker.py.
@@ -36,24 +38,29 @@ import select
 import signal
 import sys
 import time
-from typing import Any, NoReturn
 
 from manycore._launch import wire, worker
 from manycore._native import process as _native
 
-_Context = tuple[str | None, dict[bytes, bytes], list[str], list[str]]
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    Context = tuple[str | None, dict[bytes, bytes], list[str], list[str]]
 
 _MAX_STACK_BYTES = 16 * 1024  # of a report; faulthandler's for a hundred threads is longer than anyone reads
 _FD_BYTES = 4
+_LINGER_S = 0.3  # what a child that may linger has after its parent's death; all are to be gone within a second
 
 
 class _Child:
-    __slots__ = ("born", "launch_id", "lifeline", "owns_group", "stack")
+    __slots__ = ("born", "launch_id", "lifeline", "linger", "owns_group", "stack")
 
-    def __init__(self, launch_id: int, lifeline: int, stack: int) -> None:
+    def __init__(self, launch_id: int, lifeline: int, stack: int, linger: bool) -> None:
         self.launch_id = launch_id
         self.lifeline = lifeline  # kept open, so that a child that closes every descriptor stays tied to the parent
         self.stack = stack
+        self.linger = linger  # outlives the parent by _LINGER_S
         self.born = time.monotonic()
         self.owns_group = False  # the group ends with the child, however the child ends
 
@@ -70,6 +77,7 @@ class Zygote:
         self._frozen = False
         self._ending = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._arm(signal.SIGCONT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -86,7 +94,7 @@ class Zygote:
                     self._drain_wakeups()
                     self._reap()
                 elif fd == wire.PARENT_FD:
-                    self._end()
+                    self._end(_LINGER_S)
                 else:
                     if event & select.POLLOUT:
                         self._flush()
@@ -110,9 +118,9 @@ class Zygote:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self._end()
+            record = b""
         if not record:
-            self._end()
+            self._end(_LINGER_S)
         fds = array.array("i")
         for level, kind, data in ancillary:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
@@ -126,6 +134,8 @@ class Zygote:
                     self._launch(request, list(fds))
             elif request[0] == wire.PRELOAD:
                 self._preload(*request[1:])
+            elif request[0] == wire.END:
+                self._end(0.0)
             elif request[0] == wire.OWN_GROUP:
                 for child in self._children.values():
                     if child.launch_id == request[1]:
@@ -135,7 +145,7 @@ class Zygote:
                 os.close(fd)
 
     def _launch(self, request: tuple[Any, ...], fds: list[int]) -> None:
-        _, launch_id, entry, payload, title, standard, context = request
+        _, launch_id, entry, payload, title, standard, linger, context = request
         if context is not None:
             self._adopt(context)
         if entry.startswith("manycore."):  # ours, so free of surprises: imported once, here, for all children
@@ -162,7 +172,7 @@ class Zygote:
             os.setpgid(pid, pid)  # the child does it too; whoever is first
         except OSError:
             pass
-        self._children[pid] = _Child(launch_id, lifeline, stack)
+        self._children[pid] = _Child(launch_id, lifeline, stack, linger)
 
     def _child(
         self,
@@ -193,7 +203,7 @@ class Zygote:
 
     # -- what the children inherit -----------------------------------------------------------------------
 
-    def _adopt(self, context: _Context) -> None:
+    def _adopt(self, context: Context) -> None:
         self._cwd, environment, path, argv = context
         now = os.environb
         for name in [name for name in now if name not in environment]:
@@ -204,7 +214,7 @@ class Zygote:
         sys.path[:] = path
         sys.argv[:] = argv
 
-    def _preload(self, modules: list[str], context: _Context | None) -> None:
+    def _preload(self, modules: list[str], context: Context | None) -> None:
         if context is not None:
             self._adopt(context)
         for name in modules:
@@ -217,11 +227,21 @@ class Zygote:
         if name in sys.modules:
             return ""
         self._frozen = False
+        self._arm(signal.SIGKILL)  # an import can take long, and the parent can die meanwhile
         try:
             __import__(name)
         except BaseException as error:
             return f"{type(error).__name__}: {error}"
+        finally:
+            self._arm(signal.SIGCONT)
         return ""
+
+    @staticmethod
+    def _arm(signum: int) -> None:
+        try:
+            worker.arm(wire.PARENT_PIPE_FD, os.getpid(), signum)
+        except OSError:
+            pass
 
     def _freeze(self) -> None:
         if not self._frozen:
@@ -274,26 +294,44 @@ class Zygote:
                 self._poller.modify(wire.CONTROL_FD, select.POLLIN | select.POLLOUT)
                 return
             except OSError:
-                self._end()
+                self._end(_LINGER_S)
             del self._unsent[0]
         self._poller.modify(wire.CONTROL_FD, select.POLLIN)
 
-    def _end(self) -> NoReturn:
-        """Kill all that came of this process, then exit. The parent, if it lives, still learns how they ended."""
-        if self._ending:
-            os._exit(0)
+    def _end(self, linger: float) -> None:
+        """Kill all that came of this process, then exit. The parent, if it lives, still learns how they ended.
+
+        Args:
+            linger: Seconds until those that may linger are killed too.
+        """
+        if self._ending:  # the parent is not there to be told
+            self._unsent.clear()
+            return
         self._ending = True
         for pid, child in self._children.items():
             child.owns_group = True
+            if not child.linger:
+                _kill_group(pid)
+        deadline = time.monotonic() + linger
+        poller = select.poll()
+        poller.register(self._wake_read, select.POLLIN)
+        while True:
+            self._reap()
+            left = deadline - time.monotonic()
+            if left <= 0 or not any(child.linger for child in self._children.values()):
+                break
+            poller.poll(left * 1000)
+            self._drain_wakeups()
+        for pid in self._children:
             _kill_group(pid)
         own = f"/proc/self/task/{os.getpid()}/children"
         while True:
             try:
                 with open(own, "rb") as file:
-                    left = [int(pid) for pid in file.read().split()]
+                    pids = [int(pid) for pid in file.read().split()]
             except OSError:  # a kernel without CONFIG_PROC_CHILDREN
-                left = []
-            for pid in left:
+                pids = []
+            for pid in pids:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except OSError:
@@ -326,7 +364,9 @@ def main(parent_pid: int) -> NoReturn:
     stack = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
     if stack != wire.STACK_FD:
         os.dup2(stack, wire.STACK_FD, inheritable=False)
-    os.closerange(wire.STACK_FD + 1, 0x7FFFFFFF)  # what the parent left inheritable
+    for fd in (wire.CONTROL_FD, wire.LIFELINE_FD, wire.PARENT_FD, wire.LIFELINE_WRITE_FD, wire.PARENT_PIPE_FD):
+        os.set_inheritable(fd, False)
+    os.closerange(wire.PARENT_PIPE_FD + 1, 0x7FFFFFFF)  # what the parent left inheritable
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     sys.stdin = open(null, encoding="utf-8", closefd=False)  # noqa: SIM115  # it stays open
     faulthandler.enable(file=wire.STACK_FD)
