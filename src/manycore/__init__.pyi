@@ -3,6 +3,30 @@
 
 from manycore._launch import Certificate as Certificate
 from manycore._launch import cpu_count as cpu_count
+from manycore.context import Array as Array
+from manycore.context import Barrier as Barrier
+from manycore.context import Condition as Condition
+from manycore.context import Event as Event
+from manycore.context import JoinableQueue as JoinableQueue
+from manycore.context import Manager as Manager
+from manycore.context import Pipe as Pipe
+from manycore.context import Process as Process
+from manycore.context import Queue as Queue
+from manycore.context import RawArray as RawArray
+from manycore.context import RawValue as RawValue
+from manycore.context import SimpleQueue as SimpleQueue
+from manycore.context import Value as Value
+from manycore.context import allow_connection_pickling as allow_connection_pickling
+from manycore.context import freeze_support as freeze_support
+from manycore.context import get_all_start_methods as get_all_start_methods
+from manycore.context import get_context as get_context
+from manycore.context import get_logger as get_logger
+from manycore.context import get_start_method as get_start_method
+from manycore.context import log_to_stderr as log_to_stderr
+from manycore.context import reducer as reducer
+from manycore.context import set_executable as set_executable
+from manycore.context import set_forkserver_preload as set_forkserver_preload
+from manycore.context import set_start_method as set_start_method
 from manycore.errors import AuthenticationError as AuthenticationError
 from manycore.errors import BufferTooShort as BufferTooShort
 from manycore.errors import ChannelClosed as ChannelClosed
@@ -27,6 +51,9 @@ from manycore.pool import Outcome as Outcome
 from manycore.pool import Pool as Pool
 from manycore.pool import imap as imap
 from manycore.pool import map as map
+from manycore.process import active_children as active_children
+from manycore.process import current_process as current_process
+from manycore.process import parent_process as parent_process
 from manycore.synchronize import BoundedSemaphore as BoundedSemaphore
 from manycore.synchronize import Lock as Lock
 from manycore.synchronize import RLock as RLock
@@ -36,35 +63,62 @@ __version__: str
 _HOMES: dict[str, str]
 
 __all__ = [
+    "Array",
     "AuthenticationError",
+    "Barrier",
     "BoundedSemaphore",
     "BufferTooShort",
     "Certificate",
     "ChannelClosed",
+    "Condition",
     "DeadlockError",
+    "Event",
     "Failure",
     "Future",
+    "JoinableQueue",
     "LaunchError",
     "Lock",
+    "Manager",
     "ManagerDied",
     "ManycoreError",
     "ManycoreWarning",
     "Outcome",
     "OwnerDied",
+    "Pipe",
     "Pool",
     "PoolBroken",
     "PoolClosed",
+    "Process",
     "ProcessError",
     "ProcessPoolExecutor",
+    "Queue",
     "RLock",
+    "RawArray",
+    "RawValue",
     "ResultPicklingError",
     "Semaphore",
+    "SimpleQueue",
     "TaskPicklingError",
     "TaskTimeout",
     "TimeoutError",
+    "Value",
     "WorkerDied",
     "__version__",
+    "active_children",
+    "allow_connection_pickling",
     "cpu_count",
+    "current_process",
+    "freeze_support",
+    "get_all_start_methods",
+    "get_context",
+    "get_logger",
+    "get_start_method",
     "imap",
+    "log_to_stderr",
     "map",
+    "parent_process",
+    "reducer",
+    "set_executable",
+    "set_forkserver_preload",
+    "set_start_method",
 ]

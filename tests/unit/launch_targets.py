@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-from pathlib import Path
 
 
 def report(payload: bytes, fds: list[int]) -> None:
     """What this process sees, as JSON, into the first descriptor."""
+    import json
+    from pathlib import Path
+
     with open(fds[0], "w", encoding="utf-8") as file:
         json.dump(
             {

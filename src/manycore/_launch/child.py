@@ -92,7 +92,7 @@ class Child:
 
         A child whose `sentinel` is ready may need a moment more until its exit code is known; this waits for it.
         """
-        if not self._ended.is_set() and self._pidfd >= 0 and _is_ready(self._pidfd):
+        if not self._ended.is_set() and self._pidfd >= 0 and is_ready(self._pidfd):
             self._wait(self._ended, None)
         return self._status
 
@@ -155,7 +155,7 @@ class Child:
         if self._pidfd < 0 or self._ended.is_set():
             return
         self._launcher.own_group(self)
-        if not _is_ready(self._pidfd):  # alive, so the number of its group is its own
+        if not is_ready(self._pidfd):  # alive, so the number of its group is its own
             try:
                 os.killpg(self._pid, signal.SIGKILL)
             except OSError:
@@ -177,6 +177,7 @@ class Child:
         self.signal(signal.SIGCONT)  # a stopped process takes no signal but SIGKILL and this one
         if self.wait(grace) is None:
             self.kill()
+            self.wait()
 
     # -- called by the launcher's thread, or under its lock -----------------------------------------------
 
@@ -201,7 +202,8 @@ class Child:
         return callback
 
 
-def _is_ready(pidfd: int) -> bool:
+def is_ready(pidfd: int) -> bool:
+    """Whether the process has ended."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(0))

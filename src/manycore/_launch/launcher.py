@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import _socket
 import array
+import atexit
 import errno
 import fcntl
 import marshal
@@ -46,8 +47,17 @@ _ORPHAN_GRACE_S = 0.2  # for init to reap the child of a dead zygote, which is w
 _DRAIN_S = 1.0  # for the end of file after a zygote's death; longer only if a child was stopped before STARTED
 _RETRY_S = 0.005  # when the kernel has no room for more descriptors in flight
 _END_S = 2.0  # for the zygote to kill all that is left, at exit
+_TERMINATE_S = 1.0  # from SIGTERM to SIGKILL for the children of a program that Ctrl-C ends
 _ZYGOTE_DEATHS = 3  # in a row without a child started: then it is of no use to try again
 _LOWEST_FD = 10  # ours stay clear of the numbers that programs use by number
+_IMPORTING_MAIN = """\
+A process was about to be started while this one, itself started by the method "spawn" or "forkserver", still
+imports the program's main module. With these methods the part of the program that starts processes must stand
+under
+
+    if __name__ == "__main__":
+
+The start method "zygote", which is the default, needs no such line."""
 
 
 class _Request:
@@ -188,6 +198,9 @@ class Launcher:
         on_exit: Callable[[Child], None] | None,
         linger: bool,
     ) -> Child:
+        process = sys.modules.get("multiprocessing.process")
+        if process is not None and getattr(process.current_process(), "_inheriting", False):
+            raise RuntimeError(_IMPORTING_MAIN)
         if len(fds) > wire.MAX_FDS:
             raise ValueError(f"a child can be given {wire.MAX_FDS} descriptors, not {len(fds)}")
         with self._lock:
@@ -222,6 +235,17 @@ class Launcher:
         with self._lock:
             if self._zygote is not None:
                 self._send((wire.OWN_GROUP, child.launch_id), [])
+
+    def terminate_all(self) -> None:
+        """Ask every child to end, and make those that have not after a moment."""
+        with self._lock:
+            children = list(self._children.values())
+        for child in children:
+            child.signal(signal.SIGTERM)
+        deadline = time.monotonic() + _TERMINATE_S
+        for child in children:
+            if child.wait(max(0.0, deadline - time.monotonic())) is None:
+                child.kill()
 
     def end(self) -> None:
         """Kill every child and the zygote, wait for that, and close what is open."""
@@ -588,9 +612,14 @@ def _hook() -> None:
     if _hooked:
         return
     _hooked = True
-    import atexit
-
     os.register_at_fork(after_in_child=_forget)
+    atexit.register(_at_exit)
+
+
+def run_first_at_exit() -> None:
+    """Make this module's exit handler run before those registered until now, `multiprocessing`'s above all."""
+    _hook()
+    atexit.unregister(_at_exit)
     atexit.register(_at_exit)
 
 
@@ -613,10 +642,18 @@ def shutdown() -> None:
 
 
 def _at_exit() -> None:
+    if _current is not None and _is_interrupted():
+        _current.terminate_all()
     util = sys.modules.get("multiprocessing.util")
     if util is not None:  # it waits for the processes that the interpreter is to wait for; ours may be among them
         util._exit_function()
     shutdown()
+
+
+def _is_interrupted() -> bool:
+    """Whether the program ends by Ctrl-C, which its children have not seen."""
+    kind = getattr(sys, "last_type", None)
+    return isinstance(kind, type) and issubclass(kind, KeyboardInterrupt)
 
 
 def launch(

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _MAX_STACK_BYTES = 16 * 1024  # of a report; faulthandler's for a hundred threads is longer than anyone reads
 _FD_BYTES = 4
+_FATAL = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}  # those of faulthandler.enable
 _LINGER_S = 0.3  # what a child that may linger has after its parent's death; all are to be gone within a second
 
 
@@ -266,8 +267,8 @@ class Zygote:
             if child is None:
                 continue  # an orphan of some child's
             text = ""
-            if info.si_code != os.CLD_EXITED:
-                text = os.pread(child.stack, _MAX_STACK_BYTES, 0).decode("utf-8", "replace")
+            if info.si_code != os.CLD_EXITED and info.si_status in _FATAL:
+                text = _last_words(child.stack)
             os.close(child.stack)
             os.close(child.lifeline)
             self._report(
@@ -341,6 +342,13 @@ class Zygote:
             except ChildProcessError:
                 os._exit(0)
             self._reap()  # those whom they leave behind are this process's children then
+
+
+def _last_words(stack: int) -> str:
+    """What faulthandler wrote for a fatal signal, behind whatever was asked for before."""
+    size = os.fstat(stack).st_size
+    text = os.pread(stack, 4 * _MAX_STACK_BYTES, max(0, size - 4 * _MAX_STACK_BYTES)).decode("utf-8", "replace")
+    return text[text.rfind("Fatal Python error") :][:_MAX_STACK_BYTES] if "Fatal Python error" in text else ""
 
 
 def _kill_group(pid: int) -> None:

@@ -1,0 +1,50 @@
+"""The child's side of `ZygotePopen`: from bytes and descriptors to a running `Process` object."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+from multiprocessing import process, util
+
+from manycore._memory import codec
+
+__all__ = ["inherited_fds", "main"]
+
+inherited_fds: list[int] = []  # what popen.InheritedFd counts in
+
+
+def main(payload: bytes, fds: list[int]) -> int:
+    """Run the process object that `payload` holds.
+
+    Args:
+        payload: The length of a head (4 bytes), the head (a pickled dict of the parent's settings), and the codec's
+            bytes of the process object.
+        fds: The parent's pidfd; the resource tracker's pipe, if the head says so; those of the process object.
+
+    Returns:
+        The exit code.
+    """
+    size = int.from_bytes(payload[:4], "little")
+    head = pickle.loads(payload[4 : 4 + size])
+    parent = fds[0]
+    rest = fds[1:]
+    if head["tracker"]:
+        from multiprocessing import resource_tracker
+
+        resource_tracker._resource_tracker._fd = rest.pop(0)  # type: ignore[attr-defined]
+    inherited_fds[:] = rest
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    current = process.current_process()
+    current._inheriting = True  # type: ignore[attr-defined]
+    try:
+        current.name = head["name"]
+        current.authkey = head["authkey"]
+        if head["log_to_stderr"]:
+            util.log_to_stderr(head["log_level"])
+        elif head["log_level"] is not None:
+            util.get_logger().setLevel(head["log_level"])
+        codec.become_worker(head["main"])
+        process_obj = codec.loads(memoryview(payload)[4 + size :])
+    finally:
+        del current._inheriting  # type: ignore[attr-defined]
+    return process_obj._bootstrap(parent_sentinel=parent)  # type: ignore[no-any-return]

@@ -1,0 +1,71 @@
+"""What the function of a process returned or raised, on its way to the parent.
+
+It is written into a memfd, not a pipe: any size fits, the child never waits for a reader, and a child
+that is killed half-way has left nothing, since the length is written last.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from multiprocessing import reduction
+from typing import Any
+
+from manycore._memory import codec
+
+__all__ = ["Outcome"]
+
+_HEAD_BYTES = 8
+
+
+class Outcome:
+    """A place for one outcome, which travels to the child with the process object."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._fd = os.memfd_create("manycore-outcome", os.MFD_CLOEXEC) if fd is None else fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (reduction.DupFd(self._fd),)
+
+    def put(self, value: Any) -> None:
+        """Record what the function returned.
+
+        Raises:
+            ResultPicklingError: It cannot be pickled.
+        """
+        self._write(codec.dumps((True, value, ""), to_parent=True))
+
+    def put_exception(self, error: BaseException) -> None:
+        """Record what the function raised, or at least its text."""
+        text = "".join(traceback.format_exception(error))
+        try:
+            data = codec.dumps((False, error, text), to_parent=True)
+            codec.loads(data)  # many an exception can be pickled but not rebuilt
+        except BaseException:
+            data = codec.dumps((False, None, text), to_parent=True)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        view, offset = memoryview(data), _HEAD_BYTES
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view, offset = view[written:], offset + written
+        os.pwrite(self._fd, len(data).to_bytes(_HEAD_BYTES, "little"), 0)
+
+    def get(self) -> tuple[bool, Any, str] | None:
+        """(True, value, "") or (False, exception or None, its traceback); None if there is none."""
+        size = int.from_bytes(os.pread(self._fd, _HEAD_BYTES, 0), "little")
+        if not size:
+            return None
+        data, offset = bytearray(), _HEAD_BYTES
+        while len(data) < size:
+            data += os.pread(self._fd, size - len(data), offset + len(data))
+        found: tuple[bool, Any, str] = codec.loads(bytes(data))
+        return found
+
+
+def _rebuild(handle: Any) -> Outcome:
+    return Outcome(handle.detach())

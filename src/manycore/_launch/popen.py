@@ -1,0 +1,312 @@
+"""How each start method starts a `Process`, with the interface of `multiprocessing`'s Popen classes.
+
+    zygote      ZygotePopen      launch(); the process object travels through the codec
+    fork        ForkPopen        the standard's, watched by pidfd
+    spawn       SpawnPopen       the standard's, watched by pidfd
+    forkserver  ForkServerPopen  the standard's, watched by pidfd
+
+If a process dies: its pidfd is ready, whoever holds copies of its pipes, and whoever reaps it. If
+    somebody else has reaped it, the kernel is asked for its exit code (Linux 6.15).
+Unlike multiprocessing: the sentinel is a pidfd and not the end of a pipe, which a grandchild can hold
+    open; a child that is reaped by others is seen to have ended.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import sys
+import time
+from multiprocessing import context as _std_context
+from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix, process, util
+from typing import TYPE_CHECKING, Any
+
+from manycore._launch import launcher, tree
+from manycore._launch.certificate import Certificate
+from manycore._launch.child import exit_code_from_kernel, is_ready
+from manycore._memory import codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.process import BaseProcess
+
+__all__ = ["ForkPopen", "ForkServerPopen", "SpawnPopen", "ZygotePopen"]
+
+UNKNOWN_EXIT_CODE = 255  # what multiprocessing says of a child whose exit code nobody could learn
+_ENTRY = "manycore._launch.bootstrap:main"
+_REAP_GRACE_S = 0.2  # for whoever reaps a child that is not ours
+
+
+class InheritedFd:
+    """Stands for a descriptor in a pickle that goes to a new child, which finds it by its place in a list."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def detach(self) -> int:
+        """The descriptor, in the child."""
+        from manycore._launch import bootstrap
+
+        return bootstrap.inherited_fds[self.index]
+
+
+class ZygotePopen:
+    """A process of the zygote's."""
+
+    method = "zygote"
+    DupFd = InheritedFd
+
+    def __init__(self, process_obj: BaseProcess, on_death: Callable[[Any], object] | None = None) -> None:
+        util._flush_std_streams()  # type: ignore[attr-defined]
+        self.returncode: int | None = None
+        self._fds: list[int] = []
+        _std_context.set_spawning_popen(self)  # type: ignore[arg-type]
+        try:
+            body = codec.dumps(process_obj)
+        finally:
+            _std_context.set_spawning_popen(None)
+        parent = os.pidfd_open(os.getpid())
+        tracker = _tracker_fd()
+        try:
+            fds = [parent, *self._fds] if tracker is None else [parent, tracker, *self._fds]
+            launcher.run_first_at_exit()
+            head = pickle.dumps({**_preparation(process_obj), "tracker": tracker is not None})
+            payload = len(head).to_bytes(4, "little") + head + body
+            on_exit: Any = None if on_death is None else lambda _: on_death(process_obj)
+            self.child = launcher.launch(_ENTRY, payload, fds, title=_title(process_obj), on_exit=on_exit, linger=True)
+        finally:
+            os.close(parent)
+        self.pid = self.child.pid
+        self.sentinel = self.child.sentinel
+
+    def duplicate_for_child(self, fd: int) -> int:
+        """Pass `fd` to the child; what is returned is its place there."""
+        self._fds.append(fd)
+        return len(self._fds) - 1
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """The exit code, or None while the process runs; `flag` 0 waits for it."""
+        if self.returncode is None:
+            status = self.child.status if flag == os.WNOHANG else self.child.wait()
+            if status is not None:
+                self.returncode = UNKNOWN_EXIT_CODE if status.exitcode is None else status.exitcode
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The exit code, or None if it runs for `timeout` seconds more."""
+        if self.returncode is None and self.child.wait(timeout) is not None:
+            self.poll()
+        return self.returncode
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.child.signal(signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        """Send SIGINT."""
+        self.child.signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """Kill the process and its process group."""
+        self.child.kill()
+
+    def end(self, grace: float) -> None:
+        """SIGTERM, and SIGKILL for the process group after `grace` seconds."""
+        self.child.terminate(grace)
+
+    def close(self) -> None:
+        """Nothing: the pidfd closes with the object."""
+
+    def certificate(self) -> Certificate | None:
+        """How it ended."""
+        return self.child.status
+
+
+def _preparation(process_obj: BaseProcess) -> dict[str, Any]:
+    logger = util._logger  # type: ignore[attr-defined]
+    return {
+        "name": process_obj.name,
+        "authkey": bytes(process.current_process().authkey),
+        "log_to_stderr": util._log_to_stderr,  # type: ignore[attr-defined]
+        "log_level": None if logger is None else logger.getEffectiveLevel(),
+        "main": codec.describe_main(),
+    }
+
+
+def _title(process_obj: BaseProcess) -> str:
+    target = getattr(process_obj, "_target", None)
+    what = getattr(target, "__qualname__", None) or type(process_obj).__qualname__
+    return f"manycore: process {process_obj.name!r} of {os.getpid()} [{what}]"
+
+
+def _tracker_fd() -> int | None:
+    """The standard resource tracker's pipe, if there is one: what a child makes is then tracked with what we made."""
+    tracker = sys.modules.get("multiprocessing.resource_tracker")
+    return None if tracker is None else tracker._resource_tracker._fd
+
+
+class _Watched:
+    """What the standard Popen classes get: a pidfd for their sentinel, and the truth about the exit code."""
+
+    pid: int
+    returncode: int | None
+    sentinel: int
+    _pidfd = -1
+    _certificate: Certificate | None = None
+    _born = 0.0
+
+    def _watch(self) -> None:
+        """Called once the process has started."""
+        self._born = time.monotonic()
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except OSError:  # it has ended and somebody else reaped it, or no descriptor is left: the pipe must do
+            return
+        self._pidfd = self.sentinel = pidfd
+        self._close_pidfd = util.Finalize(self, os.close, (pidfd,))
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """The exit code, or None while the process runs; `flag` 0 waits for it."""
+        if self.returncode is None:
+            if flag == 0:
+                self._wait_for_pidfd(None)
+            self._learn(flag)
+        return self.returncode
+
+    def _learn(self, flag: int) -> None:
+        """Set `returncode` if the process has ended."""
+        try:
+            pid, status, usage = os.wait4(self.pid, flag)
+        except ChildProcessError:  # somebody else reaps it
+            self._ask_kernel()
+        else:
+            if pid == self.pid:
+                code = os.waitstatus_to_exitcode(status)
+                self._end(code, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024)
+
+    def _ask_kernel(self) -> None:
+        if self._pidfd < 0:
+            self._end(None)
+        elif is_ready(self._pidfd):
+            self._end(exit_code_from_kernel(self.pid, self._pidfd, _REAP_GRACE_S))
+
+    def _end(self, code: int | None, user: float = 0.0, system: float = 0.0, peak: int = 0) -> None:
+        wall = time.monotonic() - self._born
+        self._certificate = Certificate(self.pid, "", code, user, system, peak, wall)
+        self.returncode = UNKNOWN_EXIT_CODE if code is None else code
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The exit code, or None if it runs for `timeout` seconds more."""
+        if self.returncode is None and not self._wait_for_pidfd(timeout):
+            return None
+        return self.poll(os.WNOHANG if timeout == 0.0 else 0)
+
+    def _wait_for_pidfd(self, timeout: float | None) -> bool:
+        if self._pidfd < 0:
+            return True
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(None if timeout is None else max(0.0, timeout) * 1000))
+
+    def interrupt(self) -> None:
+        """Send SIGINT."""
+        self._send_signal(signal.SIGINT)
+
+    def _send_signal(self, sig: int) -> None:
+        if self.returncode is None:
+            try:
+                if self._pidfd >= 0:
+                    signal.pidfd_send_signal(self._pidfd, sig)
+                else:
+                    os.kill(self.pid, sig)
+            except ProcessLookupError:
+                pass
+
+    def end(self, grace: float) -> None:
+        """SIGTERM, and SIGKILL for the process and those below it after `grace` seconds."""
+        below = tree.hold(tree.descendants(self.pid))
+        self._send_signal(signal.SIGTERM)
+        self._send_signal(signal.SIGCONT)  # a stopped process takes no signal but SIGKILL and this one
+        if self.wait(grace) is None:
+            below += tree.hold(tree.descendants(self.pid))
+            self._send_signal(signal.SIGKILL)
+            self.wait()
+        tree.kill(below)
+
+    def close(self) -> None:
+        """Close what belongs to this object."""
+        if self._pidfd >= 0:
+            self._close_pidfd()
+            self._pidfd = -1
+        super().close()  # type: ignore[misc]
+
+    def certificate(self) -> Certificate | None:
+        """How it ended."""
+        self.poll()
+        return self._certificate
+
+
+class ForkPopen(_Watched, popen_fork.Popen):
+    """The standard "fork".
+
+    The child waits until its pidfd is open here, for where SIGCHLD is ignored nothing of it remains when it ends.
+    """
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        self._gate = os.pipe2(os.O_CLOEXEC)
+        try:
+            super()._launch(_Gated(self, process_obj))  # type: ignore[misc]
+            self._watch()
+            os.write(self._gate[1], b"!")
+        finally:
+            for fd in self._gate:
+                os.close(fd)
+
+
+class _Gated:
+    """Stands before a process object in a forked child."""
+
+    def __init__(self, popen: ForkPopen, process_obj: BaseProcess) -> None:
+        self._popen = popen
+        self._process_obj = process_obj
+
+    def _bootstrap(self, parent_sentinel: int) -> int:
+        gate, write = self._popen._gate
+        os.close(write)
+        os.read(gate, 1)
+        os.close(gate)
+        return self._process_obj._bootstrap(parent_sentinel=parent_sentinel)  # type: ignore[attr-defined,no-any-return]
+
+
+class SpawnPopen(_Watched, popen_spawn_posix.Popen):
+    """The standard "spawn"."""
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        super()._launch(process_obj)  # type: ignore[misc]
+        self._watch()
+
+
+class ForkServerPopen(_Watched, popen_forkserver.Popen):
+    """The standard "forkserver", whose server reports exit codes through a pipe."""
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        super()._launch(process_obj)  # type: ignore[misc]
+        self._report = self.sentinel
+        self._watch()
+
+    def _learn(self, flag: int) -> None:
+        if self._pidfd >= 0 and not is_ready(self._pidfd):
+            return  # it runs, whatever has become of the server
+        poller = select.poll()
+        poller.register(self._report, select.POLLIN)
+        if poller.poll(_REAP_GRACE_S * 1000 if self._pidfd >= 0 else None if flag == 0 else 0):
+            try:
+                self._end(forkserver.read_signed(self._report))
+                return
+            except (OSError, EOFError):  # the server was killed
+                pass
+        elif self._pidfd < 0:
+            return
+        self._ask_kernel()

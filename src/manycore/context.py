@@ -1,0 +1,357 @@
+"""Contexts: the whole interface of `multiprocessing`, bound to one way of starting processes.
+
+    zygote      the default: a clean process is forked from one that has nothing but what is needed
+    fork        the standard meaning: a copy of this process
+    spawn       the standard meaning: a fresh interpreter that imports the main module
+    forkserver  the standard meaning: forked from a server without the main module
+
+The classes are subclasses of the standard library's, so that whatever takes an `mp_context` takes ours.
+What a context makes is ours as well.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from multiprocessing import context as _std
+from multiprocessing import reduction
+from multiprocessing.context import assert_spawning, get_spawning_popen, set_spawning_popen
+from typing import TYPE_CHECKING, Any
+
+from manycore import process
+from manycore._launch import cpu_count, interpreter, preload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    "Array",
+    "Barrier",
+    "BaseContext",
+    "BoundedSemaphore",
+    "Condition",
+    "DefaultContext",
+    "Event",
+    "ForkContext",
+    "ForkProcess",
+    "ForkServerContext",
+    "ForkServerProcess",
+    "JoinableQueue",
+    "Lock",
+    "Manager",
+    "Pipe",
+    "Process",
+    "Queue",
+    "RLock",
+    "RawArray",
+    "RawValue",
+    "Semaphore",
+    "SimpleQueue",
+    "SpawnContext",
+    "SpawnProcess",
+    "Value",
+    "ZygoteContext",
+    "ZygoteProcess",
+    "allow_connection_pickling",
+    "assert_spawning",
+    "freeze_support",
+    "get_all_start_methods",
+    "get_context",
+    "get_logger",
+    "get_spawning_popen",
+    "get_start_method",
+    "log_to_stderr",
+    "reducer",
+    "reduction",
+    "set_executable",
+    "set_forkserver_preload",
+    "set_spawning_popen",
+    "set_start_method",
+]
+
+
+def _home(module: str) -> Any:
+    """Our module of this name, or the standard library's where we have none."""
+    try:
+        return import_module(f"manycore.{module}")
+    except ModuleNotFoundError as error:
+        if error.name != f"manycore.{module}":
+            raise
+        return import_module(f"multiprocessing.{module}")
+
+
+class BaseContext(_std.BaseContext):
+    """What every context offers."""
+
+    def cpu_count(self) -> int:
+        """The cores that this process may use: affinity and the quota of its control group counted."""
+        return cpu_count()
+
+    def Manager(self) -> Any:  # noqa: N802
+        """A started manager, whose process holds objects that others reach by proxies."""
+        manager = _home("managers").SyncManager(ctx=self.get_context())
+        manager.start()
+        return manager
+
+    def Pipe(self, duplex: bool = True) -> Any:  # noqa: N802
+        """Two connections that are the ends of a pipe; with `duplex`, both send and receive."""
+        return _home("connection").Pipe(duplex)
+
+    def Lock(self) -> Any:  # noqa: N802
+        """A lock."""
+        return _home("synchronize").Lock(ctx=self.get_context())
+
+    def RLock(self) -> Any:  # noqa: N802
+        """A lock that its holder may acquire again."""
+        return _home("synchronize").RLock(ctx=self.get_context())
+
+    def Condition(self, lock: Any = None) -> Any:  # noqa: N802
+        """A condition variable."""
+        return _home("synchronize").Condition(lock, ctx=self.get_context())
+
+    def Semaphore(self, value: int = 1) -> Any:  # noqa: N802
+        """A semaphore."""
+        return _home("synchronize").Semaphore(value, ctx=self.get_context())
+
+    def BoundedSemaphore(self, value: int = 1) -> Any:  # noqa: N802
+        """A semaphore that cannot be released more often than it was acquired."""
+        return _home("synchronize").BoundedSemaphore(value, ctx=self.get_context())
+
+    def Event(self) -> Any:  # noqa: N802
+        """An event."""
+        return _home("synchronize").Event(ctx=self.get_context())
+
+    def Barrier(  # noqa: N802
+        self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
+    ) -> Any:
+        """A barrier."""
+        return _home("synchronize").Barrier(parties, action, timeout, ctx=self.get_context())
+
+    def Queue(self, maxsize: int = 0) -> Any:  # noqa: N802
+        """A queue."""
+        return _home("queues").Queue(maxsize, ctx=self.get_context())
+
+    def JoinableQueue(self, maxsize: int = 0) -> Any:  # noqa: N802
+        """A queue that can be joined."""
+        return _home("queues").JoinableQueue(maxsize, ctx=self.get_context())
+
+    def SimpleQueue(self) -> Any:  # noqa: N802
+        """A queue without options."""
+        return _home("queues").SimpleQueue(ctx=self.get_context())
+
+    def Pool(  # noqa: N802
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+    ) -> Any:
+        """A pool of workers."""
+        return _home("pool").Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+
+    def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:  # noqa: N802
+        """A ctypes object in shared memory."""
+        return _home("sharedctypes").RawValue(typecode_or_type, *args)
+
+    def RawArray(self, typecode_or_type: Any, size_or_initializer: Any) -> Any:  # noqa: N802
+        """A ctypes array in shared memory."""
+        return _home("sharedctypes").RawArray(typecode_or_type, size_or_initializer)
+
+    def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:  # noqa: N802
+        """A ctypes object in shared memory, with a lock."""
+        return _home("sharedctypes").Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
+
+    def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> Any:  # noqa: N802
+        """A ctypes array in shared memory, with a lock."""
+        return _home("sharedctypes").Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
+
+    def set_executable(self, executable: Any) -> None:
+        """Start other interpreters than `sys.executable`, with the methods "spawn", "forkserver" and "zygote"."""
+        super().set_executable(executable)
+        interpreter.set_executable(executable)
+
+    def set_forkserver_preload(self, module_names: list[str]) -> None:
+        """Import these modules in the fork server, and in the zygote, so that processes have them at no cost."""
+        super().set_forkserver_preload(module_names)
+        if module_names:
+            preload(*(name for name in module_names if name != "__main__"))
+
+    def get_context(self, method: str | None = None) -> Any:
+        """The context of a start method; None is this one."""
+        if method is None:
+            return self
+        try:
+            return _concrete_contexts[method]
+        except KeyError:
+            raise ValueError(f"cannot find context for {method!r}") from None
+
+
+class _Restoring(process.BaseProcess):
+    """A process that sets its parent's start method in the child."""
+
+    _method: str
+
+    def _restore_start_method(self) -> None:
+        _force_start_method(self._method)
+
+
+class ZygoteProcess(_Restoring):
+    """See `BaseProcess`. Started by the zygote."""
+
+    _method = "zygote"
+    _start_method = None
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        from manycore._launch.popen import ZygotePopen
+
+        return ZygotePopen(process_obj, process_obj._on_death)
+
+    @staticmethod
+    def _after_fork() -> None:
+        """Nothing: what the zygote has forked is clean."""
+
+
+class ForkProcess(_Restoring, _std.ForkProcess):
+    """See `BaseProcess`. A copy of the process that starts it."""
+
+    _method = "fork"
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        from manycore._launch.popen import ForkPopen
+
+        return ForkPopen(process_obj)
+
+
+class SpawnProcess(_Restoring, _std.SpawnProcess):
+    """See `BaseProcess`. A fresh interpreter, which imports the program's main module."""
+
+    _method = "spawn"
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        from manycore._launch.popen import SpawnPopen
+
+        return SpawnPopen(process_obj)
+
+
+class ForkServerProcess(_Restoring, _std.ForkServerProcess):
+    """See `BaseProcess`. Forked from the standard library's server process."""
+
+    _method = "forkserver"
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        from manycore._launch.popen import ForkServerPopen
+
+        return ForkServerPopen(process_obj)
+
+
+class Process(_Restoring, _std.Process):
+    """See `BaseProcess`. Started by the method that `set_start_method` has set, which is "zygote" by default."""
+
+    _start_method = None
+
+    def start(self) -> None:
+        """Start the process, and return when it runs."""
+        self._method = _default_context.get_start_method()
+        super().start()
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        return _default_context.get_context().Process._Popen(process_obj)
+
+    @staticmethod
+    def _after_fork() -> None:
+        _default_context.get_context().Process._after_fork()
+
+
+class ZygoteContext(BaseContext):
+    """The default: clean, quick whatever this process's size, and safe in a program with threads."""
+
+    _name = "zygote"
+    Process = ZygoteProcess
+
+
+class ForkContext(BaseContext, _std.ForkContext):
+    """The standard "fork"."""
+
+    _name = "fork"
+    Process = ForkProcess
+
+
+class SpawnContext(BaseContext, _std.SpawnContext):
+    """The standard "spawn"."""
+
+    _name = "spawn"
+    Process = SpawnProcess
+
+
+class ForkServerContext(BaseContext, _std.ForkServerContext):
+    """The standard "forkserver"."""
+
+    _name = "forkserver"
+    Process = ForkServerProcess
+
+
+class DefaultContext(BaseContext, _std.DefaultContext):
+    """The context behind the functions of the package: its start method can be set once."""
+
+    Process = Process
+    _actual_context: Any
+    _default_context: Any
+
+    def get_context(self, method: str | None = None) -> Any:
+        """The context of a start method; None is the one that is set, which this call settles."""
+        if method is not None:
+            return super().get_context(method)
+        if self._actual_context is None:
+            self._actual_context = self._default_context
+        return self._actual_context
+
+    def get_all_start_methods(self) -> list[str]:
+        """The start methods, the default first."""
+        return list(_concrete_contexts)
+
+
+_concrete_contexts: dict[str, Any] = {
+    "zygote": ZygoteContext(),
+    "fork": ForkContext(),
+    "spawn": SpawnContext(),
+    "forkserver": ForkServerContext(),
+}
+_default_context = DefaultContext(_concrete_contexts["zygote"])
+
+
+def _force_start_method(method: str) -> None:
+    _default_context._actual_context = _concrete_contexts[method]
+
+
+# The package's face takes its functions from here: they are the default context's.
+freeze_support = _default_context.freeze_support
+get_all_start_methods = _default_context.get_all_start_methods
+get_context = _default_context.get_context
+get_logger = _default_context.get_logger
+get_start_method = _default_context.get_start_method
+log_to_stderr = _default_context.log_to_stderr
+allow_connection_pickling = _default_context.allow_connection_pickling
+set_executable = _default_context.set_executable
+set_forkserver_preload = _default_context.set_forkserver_preload
+reducer = reduction
+set_start_method = _default_context.set_start_method
+Manager = _default_context.Manager
+Pipe = _default_context.Pipe
+Lock = _default_context.Lock
+RLock = _default_context.RLock
+Condition = _default_context.Condition
+Semaphore = _default_context.Semaphore
+BoundedSemaphore = _default_context.BoundedSemaphore
+Event = _default_context.Event
+Barrier = _default_context.Barrier
+Queue = _default_context.Queue
+JoinableQueue = _default_context.JoinableQueue
+SimpleQueue = _default_context.SimpleQueue
+RawValue = _default_context.RawValue
+RawArray = _default_context.RawArray
+Value = _default_context.Value
+Array = _default_context.Array

@@ -1,0 +1,239 @@
+"""`Process` objects: the standard interface and meaning, and what else one wants to know of a process.
+
+The state that makes a process a process of this program (`current_process`, `active_children`, the
+family tree) is `multiprocessing`'s own, so that either library sees the other's processes. What starts
+a process is in `manycore._launch.popen`, one class a start method.
+
+If a process dies: `join` returns, `certificate` says how, and `result` raises `WorkerDied`.
+Unlike multiprocessing: a daemonic process may have children; they end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from multiprocessing import process as _std
+from multiprocessing.process import active_children, current_process, parent_process
+from typing import Any
+
+from manycore._launch import Certificate, stacks
+from manycore._launch.outcome import Outcome
+from manycore.errors import RemoteTraceback, ResultPicklingError, TimeoutError, WorkerDied
+
+__all__ = ["BaseProcess", "active_children", "current_process", "parent_process"]
+
+
+class _Settings:
+    """What a child sets for itself before it runs."""
+
+    def __init__(
+        self,
+        nice: int | None,
+        cpu_affinity: Iterable[int] | None,
+        memory_limit: int | None,
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+    ) -> None:
+        self.nice = nice
+        self.cpu_affinity = None if cpu_affinity is None else frozenset(cpu_affinity)
+        self.memory_limit_bytes = memory_limit
+        self.env = None if env is None else dict(env)
+        self.cwd = None if cwd is None else os.fspath(cwd)
+
+    def apply(self) -> None:
+        if self.env is not None:
+            for name in [name for name in os.environ if name not in self.env]:
+                del os.environ[name]
+            os.environ.update(self.env)
+        if self.cwd is not None:
+            os.chdir(self.cwd)
+        if self.cpu_affinity is not None:
+            os.sched_setaffinity(0, self.cpu_affinity)
+        if self.nice is not None:
+            os.nice(self.nice)
+        if self.memory_limit_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (self.memory_limit_bytes, self.memory_limit_bytes))
+
+
+class BaseProcess(_std.BaseProcess):
+    """A process of this program; `Process` of a context adds how it is started.
+
+    Args:
+        group: None; for likeness with `threading.Thread`.
+        target: What `run` calls.
+        name: Any text; shown in logs, in `repr` and in the process's title.
+        args: For `target`.
+        kwargs: For `target`.
+        daemon: Whether the process is terminated when this one exits; else it is waited for. None takes
+            the current process's own.
+        result: Keep what `run` returns or raises, for `result()`.
+        on_death: Called with this object, in a thread of manycore's, when the process has ended. For the
+            start method "zygote".
+        nice: Added to the niceness.
+        cpu_affinity: The cores that it may run on.
+        memory_limit: Bytes of address space; an allocation beyond them raises `MemoryError` there.
+        env: Its whole environment; None is this process's.
+        cwd: The directory that it runs in; None is this process's.
+
+    **If a process dies:** of a signal or otherwise, `exitcode` is true even if somebody else reaped it; when this
+    process dies, processes of the start method "zygote" are gone within a second.
+    """
+
+    _outcome: Outcome | None = None
+    _settings: _Settings | None = None
+    _on_death: Callable[[Any], object] | None = None
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},  # never written; the standard's default
+        *,
+        daemon: bool | None = None,
+        result: bool = False,
+        on_death: Callable[[Any], object] | None = None,
+        nice: int | None = None,
+        cpu_affinity: Iterable[int] | None = None,
+        memory_limit: int | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+        self._outcome = Outcome() if result else None
+        self._on_death = on_death
+        if any(setting is not None for setting in (nice, cpu_affinity, memory_limit, env, cwd)):
+            self._settings = _Settings(nice, cpu_affinity, memory_limit, env, cwd)
+
+    def run(self) -> Any:
+        """What the process does: call the target. A subclass may do something else."""
+        if self._target:  # type: ignore[attr-defined]
+            return self._target(*self._args, **self._kwargs)  # type: ignore[attr-defined]
+        return None
+
+    def start(self) -> None:
+        """Start the process, and return when it runs.
+
+        Raises:
+            LaunchError: It could not be started.
+            TaskPicklingError: With a start method that pickles: a part of this object cannot be.
+        """
+        self._check_closed()  # type: ignore[attr-defined]
+        if self._popen is not None:
+            raise AssertionError("cannot start a process twice")
+        if self._parent_pid != os.getpid():  # type: ignore[attr-defined]
+            raise AssertionError("can only start a process object created by current process")
+        _std._cleanup()  # type: ignore[attr-defined]
+        self._popen: Any = self._Popen(self)  # type: ignore[attr-defined]
+        self._sentinel = self._popen.sentinel
+        # The target may refer to this object: a cycle that would keep both until the next collection.
+        del self._target, self._args, self._kwargs  # type: ignore[attr-defined]
+        _std._children.add(self)  # type: ignore[attr-defined]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        state.pop("_on_death", None)
+        return state
+
+    # -- ending ------------------------------------------------------------------------------------------
+
+    def terminate(self, grace: float | None = None) -> None:
+        """Ask the process to end.
+
+        Args:
+            grace: None sends SIGTERM and returns, as the standard library does. A number of seconds waits
+                that long for the end and then kills the process; the processes that it started go too.
+        """
+        self._check_started("terminate")
+        if grace is None:
+            self._popen.terminate()
+        else:
+            self._popen.end(grace)
+
+    def interrupt(self) -> None:
+        """Send SIGINT, which raises `KeyboardInterrupt` in the process's main thread."""
+        self._check_started("interrupt")
+        self._popen.interrupt()
+
+    # -- knowing -----------------------------------------------------------------------------------------
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """How the process ended, or None while it has not."""
+        self._check_closed()  # type: ignore[attr-defined]
+        return None if self._popen is None else self._popen.certificate()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What `run` returned, once it has; needs `result=True`.
+
+        Args:
+            timeout: Seconds to wait for the end of the process; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: The process still runs.
+            WorkerDied: The process ended without a result; the certificate says how.
+            ResultPicklingError: The result could not be pickled.
+            BaseException: What `run` raised, with its traceback as the cause.
+        """
+        if self._outcome is None:
+            raise ValueError(f"{self.name} keeps no result: it was made without result=True")
+        self.join(timeout)
+        if self._popen.poll() is None:
+            raise TimeoutError(f"{self.name} (pid {self.pid}) still runs after {timeout} s")
+        outcome = self._outcome.get()
+        if outcome is None:
+            certificate = self.certificate
+            how = certificate.describe() if certificate is not None else f"exit code {self.exitcode}"
+            raise WorkerDied(f"{self.name} (pid {self.pid}) died: {how}, before it had a result", certificate)
+        ok, value, text = outcome
+        if ok:
+            return value
+        if value is None:
+            raise ResultPicklingError(f"{self.name} raised what cannot be pickled:\n{text}")
+        raise value from RemoteTraceback(text)
+
+    def stack(self, timeout: float = 2.0) -> str:
+        """The Python stacks of all its threads now, even while it is stuck in C.
+
+        Args:
+            timeout: Seconds to wait for the answer; a stopped process gives none.
+        """
+        self._check_started("stack")
+        return stacks.read(self._popen.pid, timeout)
+
+    def _check_started(self, what: str) -> None:
+        self._check_closed()  # type: ignore[attr-defined]
+        if self._popen is None:
+            raise AttributeError(f"{what}() needs a process that was started")  # the standard library's, by accident
+
+    # -- in the child ------------------------------------------------------------------------------------
+
+    def _restore_start_method(self) -> None:
+        """Set in this process the start method of the parent; a context knows how."""
+
+    def _bootstrap(self, parent_sentinel: int | None = None) -> int:
+        self._restore_start_method()
+        stacks.install()
+        run = self.run
+        self.run = lambda: self._run(run)  # type: ignore[method-assign]
+        code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
+        return code
+
+    def _run(self, run: Callable[[], object]) -> None:
+        del self.run  # the user's own again
+        if self._settings is not None:
+            self._settings.apply()
+        outcome = self._outcome
+        if outcome is None:
+            run()
+            return
+        try:
+            outcome.put(run())
+        except BaseException as error:
+            if isinstance(error, SystemExit) and not error.code:
+                raise
+            outcome.put_exception(error)
+            sys.exit(1 if not isinstance(error, SystemExit) else error.code)
