@@ -1,5 +1,10 @@
 """Sphinx: the guide and the reference; `python -m sphinx -W -b html docs site` builds them, warnings as errors."""
 
+import importlib
+import inspect
+import re
+from pathlib import Path
+
 import manycore
 
 project = "manycore"
@@ -25,8 +30,73 @@ autodoc_class_signature = "separated"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-napoleon_custom_sections = ["Process-safety", "If a process dies", "Memory effects"]
 
 # A reference to a name of ours must resolve; the standard library's are not looked up, as that needs a network.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!manycore).*"), ("py:.*", r"manycore\._.*")]
+nitpick_ignore_regex = [("py:.*", r"(?!manycore).*"), ("py:.*", r"manycore\.(.*\.)?_.*")]
+
+
+# The reference: a page for each module that is the home of public names, written from the table of names, so that no
+# name can be missing from it.
+
+TITLES = {
+    "_launch": ("Machine and processes", "What this machine offers, and how a process ended."),
+    "errors": ("Errors", "Each is a subclass of what programs for the standard library catch, and survives pickling."),
+    "futures": ("Executor", "The interface of `concurrent.futures`."),
+    "pool": ("Pools", "The one-call forms, and the interface of `multiprocessing.pool`."),
+    "synchronize": ("Synchronisation", "The interface of `multiprocessing.synchronize`."),
+}
+
+
+def directive(name: str) -> str:
+    """The lines that document one public name."""
+    value = getattr(manycore, name)
+    if not str(getattr(value, "__module__", "manycore")).startswith("manycore"):
+        return f"``manycore.{name}``\n   The standard library's own ``{value.__module__}.{name}``."
+    if inspect.isclass(value):
+        kind = "exception" if issubclass(value, BaseException) else "class"
+    else:
+        kind = "function" if callable(value) else "data"
+    return f".. auto{kind}:: manycore.{name}"
+
+
+def write_reference(folder: Path) -> None:
+    """Writes a page a module; leaves those alone that would not change."""
+    folder.mkdir(exist_ok=True)
+    for home in sorted(set(manycore._HOMES.values())):
+        names = sorted((name for name, where in manycore._HOMES.items() if where == home), key=str.lower)
+        summary = (importlib.import_module(f"manycore.{home}").__doc__ or "").partition("\n")[0]
+        title, text = TITLES.get(home, (home.rpartition(".")[2].capitalize(), summary))
+        body = "\n\n".join(directive(name) for name in names)
+        page = f"# {title}\n\n{text}\n\n```{{eval-rst}}\n{body}\n```\n"
+        target = folder / f"{home.strip('_')}.md"
+        if not target.exists() or target.read_text() != page:
+            target.write_text(page)
+
+
+write_reference(Path(__file__).parent / "reference")
+
+
+# The house's own sections: one paragraph each, `Process-safety: ...`, its further lines indented.
+
+SECTION = re.compile(r"(Process-safety|If a process dies|If a process forks|Memory effects): ?(.*)")
+
+
+def paragraphs(_app: object, _what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
+    """Turns those sections into paragraphs with a strong beginning."""
+    inside = False
+    for index, line in enumerate(lines):
+        match = SECTION.fullmatch(line)
+        if match:
+            lines[index] = f"**{match[1]}:** {match[2]}"
+            if index and lines[index - 1].strip():
+                lines[index] = f"\n{lines[index]}"
+        elif inside and line.startswith(" "):
+            lines[index] = line.strip()
+        inside = bool(match) or (inside and bool(line.strip()))
+    lines[:] = "\n".join(lines).split("\n")
+
+
+def setup(app: object) -> None:
+    """Sphinx calls it."""
+    app.connect("autodoc-process-docstring", paragraphs, priority=100)  # before napoleon

@@ -2,7 +2,8 @@
 
     ```python      runs by itself, as a script without a `__main__` guard, in an empty folder
     ```text        directly after one: what it prints, compared line by line (`...` alone on a line: anything)
-    ```console     its `$ ` lines run, one after the other in one folder, and must succeed
+    ```console     its `$ ` lines run, one after the other in one folder, and must succeed; its other lines, where
+                   there are any, are what they print
 
 A comment `<!-- not run: reason -->` on the line before a block takes it out; a test counts those.
 """
@@ -15,7 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "reference"),
+]
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->$")

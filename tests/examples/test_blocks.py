@@ -70,6 +70,8 @@ def test_a_console_block_runs(block: Block, tmp_path: Path, environment: dict[st
         check=False,
     )
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    shown = [line for line in block.code.splitlines() if not line.startswith("$ ")]
+    assert not shown or same_output("\n".join(shown) + "\n", done.stdout), done.stdout
 
 
 README = [block for block in PYTHON if block.page == "README.md"]

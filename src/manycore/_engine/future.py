@@ -20,7 +20,7 @@ import threading
 import time
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from manycore._engine import frames
 from manycore._engine.failure import load_failure
@@ -134,7 +134,7 @@ class Future(concurrent.futures.Future[T]):
         return self._waiting
 
     @property
-    def _done_callbacks(self) -> list[Callable[[Any], object]]:  # type: ignore[override]
+    def _done_callbacks(self) -> list[Callable[[Any], object]]:
         if self._callbacks is None:
             self._callbacks = []
         return self._callbacks
