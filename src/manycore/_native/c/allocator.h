@@ -271,7 +271,7 @@ static inline void mc_arena_abort(mc_arena *arena, mc_fresh *fresh) {
 /* A block for `length` bytes, in state FILLING: mc_arena_fill or mc_arena_back it, then publish or abort.
  * 0, or an errno: ENOSPC over the budget or out of room, EFBIG for what no region holds, EIO when damaged. */
 static inline int mc_arena_alloc(mc_arena *arena, uint64_t length, mc_fresh *fresh) {
-    uint64_t place;
+    uint64_t place = 0;
     int error;
     memset(fresh, 0, sizeof *fresh);
     mc_arena_drain(arena);

@@ -36,7 +36,10 @@
 #include "wait.h"
 
 #define MC_TASKS_MAGIC 0x6d637473u
+#ifndef MC_WORKERS_MAX /* the explorer of interleavings has fewer */
 #define MC_WORKERS_MAX 256
+#endif
+#define MC_SLEEPING_WORDS ((MC_WORKERS_MAX + 63) / 64)
 #define MC_SLOT_BYTES 512
 #define MC_SLOT_PAYLOAD (MC_SLOT_BYTES - 32)
 
@@ -79,7 +82,7 @@ typedef struct {
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t head;      /* next ticket; written by the parent */
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t tail;      /* hint; pushed on by any worker */
     _Alignas(MC_CACHE_LINE) _Atomic int64_t spin_until; /* ns; the spinning worker's lease */
-    _Alignas(MC_CACHE_LINE) _Atomic uint64_t sleeping[MC_WORKERS_MAX / 64];
+    _Alignas(MC_CACHE_LINE) _Atomic uint64_t sleeping[MC_SLEEPING_WORDS];
     _Alignas(MC_CACHE_LINE) mc_word fg;
     mc_word bg;
     _Atomic uint64_t alarms; /* written by the parent: things that happened besides results */
@@ -112,14 +115,17 @@ static inline uint64_t mc_ready(mc_tasks *t) {
     return head > tail ? head - tail : 0;
 }
 
+/* Whatever the words say: who was killed between its change of a word and its wake-up left a sleeper on a word
+ * that says awake. */
 static inline void mc_wake_worker(mc_tasks *t, unsigned worker) {
     atomic_fetch_and(&t->sleeping[worker / 64], ~(1ull << (worker % 64)));
-    if (atomic_exchange(&t->pages[worker].asleep, 0) == 1) mc_wake(&t->pages[worker].asleep, 1);
+    atomic_store(&t->pages[worker].asleep, 0);
+    mc_wake(&t->pages[worker].asleep, 1);
 }
 
 /* Wake one sleeping worker; false when none sleeps. */
 static inline bool mc_wake_one(mc_tasks *t) {
-    for (unsigned i = 0; i < MC_WORKERS_MAX / 64; i++) {
+    for (unsigned i = 0; i < MC_SLEEPING_WORDS; i++) {
         uint64_t mask = atomic_load(&t->sleeping[i]);
         while (mask) {
             unsigned bit = (unsigned)__builtin_ctzll(mask);
@@ -171,7 +177,7 @@ static inline bool mc_withdraw(mc_tasks *t, uint64_t ticket) {
     return atomic_compare_exchange_strong(&mc_slot_of(t, ticket)->word, &expected, MC_SLOT_WORD(ticket, 0, MC_FREE));
 }
 
-/* Free what the dead worker had claimed and not begun; the tasks' ids go into `tasks`. */
+/* Free what the dead worker had claimed and not begun, and wake every sleeper; the tasks' ids go into `tasks`. */
 static inline uint32_t mc_repair(mc_tasks *t, unsigned worker, uint64_t *tasks, uint32_t capacity) {
     uint32_t found = 0;
     for (uint32_t i = 0; i < t->slots; i++) {
@@ -181,7 +187,7 @@ static inline uint32_t mc_repair(mc_tasks *t, unsigned worker, uint64_t *tasks, 
         found++;
         atomic_store(&t->slot[i].word, MC_SLOT_WORD(MC_SLOT_TICKET(word), 0, MC_FREE));
     }
-    atomic_fetch_and(&t->sleeping[worker / 64], ~(1ull << (worker % 64)));
+    for (unsigned i = 0; i < MC_WORKERS_MAX; i++) mc_wake_worker(t, i); /* the dead may have owed anyone a wake-up */
     return found;
 }
 
@@ -254,11 +260,14 @@ static inline void mc_notify(mc_tasks *t) {
     else if (fg == 0) mc_ring_word(&t->bg, 1, 0);
 }
 
-/* Something else happened (a death, a deadline moved): both look. Who was about to sleep sees the count. */
+/* Something else happened (a death, a deadline moved): both look, whatever the words say, as in mc_wake_worker. Who
+ * was about to sleep sees the count. */
 static inline void mc_alarm(mc_tasks *t) {
     atomic_fetch_add(&t->alarms, 1);
     mc_ring_word(&t->fg, 2, 1);
+    mc_wake(&t->fg, 1);
     mc_ring_word(&t->bg, 1, 0);
+    mc_wake(&t->bg, 1);
 }
 
 #endif

@@ -1,0 +1,256 @@
+/* The task ring, the result rings and the bell in every order, with deaths: a small engine over the real headers. */
+#include "explore.h"
+
+#define MANYCORE_FAULT_H
+#define MC_FAULT(point) ex_stop(point)
+#define MC_WORKERS_MAX 3
+#include "result_ring.h"
+#include "task_ring.h"
+
+#define WORKERS 2
+#define SLOTS 2
+#define TASKS_MOST 3
+#define CAPACITY 128 /* bytes of a result ring: three records do not fit */
+
+static union {
+    mc_tasks tasks;
+    uint8_t bytes[sizeof(mc_tasks) + SLOTS * MC_SLOT_BYTES];
+} memory;
+static struct {
+    mc_results ring;
+    uint8_t data[CAPACITY];
+} results[WORKERS + 1];
+static mc_tasks *const tasks = &memory.tasks;
+
+static int wanted;                          /* tasks of this scenario */
+static int executed[TASKS_MOST + 1];        /* how often the task's code began */
+static int answers[TASKS_MOST + 1];         /* how often its future was resolved */
+static bool lost[TASKS_MOST + 1];           /* with WorkerDied */
+static bool handled[WORKERS + 1];           /* deaths the parent has dealt with */
+
+static void begin(int count) {
+    memset(&memory, 0, offsetof(mc_tasks, pages));
+    memset(memory.tasks.pages, 0, sizeof memory.tasks.pages);
+    mc_tasks_init(tasks, SLOTS);
+    for (int i = 0; i <= WORKERS; i++) {
+        memset(&results[i], 0, sizeof results[i]);
+        mc_results_init(&results[i].ring, CAPACITY);
+        handled[i] = false;
+    }
+    memset(executed, 0, sizeof executed);
+    memset(answers, 0, sizeof answers);
+    memset(lost, 0, sizeof lost);
+    wanted = count;
+}
+static void begin_1(void) { begin(1); }
+static void begin_2(void) { begin(2); }
+static void begin_3(void) { begin(3); }
+
+static void put_result(int worker, uint64_t task) {
+    mc_results *ring = &results[worker].ring;
+    mc_record *record;
+    while ((record = mc_reserve(ring, sizeof *record)) == NULL) {
+        mc_notify(tasks);
+        mc_wait_room(ring, sizeof *record);
+    }
+    memset(record, 0, sizeof *record);
+    record->size = sizeof *record;
+    record->task = task;
+    mc_commit(ring, sizeof *record);
+}
+
+static void work(int worker) {
+    mc_spinner spinner = {.cores = 1};
+    mc_page *page = &tasks->pages[worker];
+    for (;;) {
+        mc_slot *slot = mc_claim(tasks, (unsigned)worker);
+        if (slot != NULL) {
+            uint64_t task = slot->task;
+            EX_CHECK(slot->length == 8 && memcmp(slot->payload, &task, 8) == 0);
+            atomic_store(&page->task, task);
+            mc_free(slot);
+            ex_stop("begins");
+            executed[task]++;
+            put_result(worker, task);
+            mc_notify(tasks);
+            atomic_store(&page->task, 0);
+        } else if (atomic_load(&page->stop)) {
+            return;
+        } else {
+            mc_worker_wait(tasks, (unsigned)worker, &spinner, MC_NEVER);
+        }
+    }
+}
+static void worker_1(void) { work(1); }
+static void worker_2(void) { work(2); }
+
+static bool any_result(void) {
+    for (int w = 1; w <= WORKERS; w++)
+        if (!mc_results_empty(&results[w].ring)) return true;
+    return false;
+}
+
+static int collect(int worker) {
+    bool broken = false;
+    mc_record *record;
+    int count = 0;
+    while ((record = mc_peek(&results[worker].ring, &broken)) != NULL) {
+        answers[record->task]++;
+        count++;
+        mc_take(&results[worker].ring, record->size);
+    }
+    EX_CHECK(!broken);
+    return count;
+}
+
+static void publish(uint64_t *queue, int *count) {
+    while (*count > 0 && mc_publish(tasks, queue[*count - 1], 0, 0, &queue[*count - 1], 8) >= 0) {
+        --*count;
+        mc_kick(tasks);
+    }
+}
+
+static void parent(void) {
+    uint64_t queue[TASKS_MOST];
+    int queued = 0, resolved = 0;
+    for (int t = wanted; t >= 1; t--) queue[queued++] = (uint64_t)t;
+    atomic_store(&tasks->fg, 1);
+    publish(queue, &queued);
+    while (resolved < wanted) {
+        for (int w = 1; w <= WORKERS; w++) {
+            bool dead = ex_is_dead(w) && !handled[w];
+            resolved += collect(w);
+            if (!dead) continue;
+            uint64_t again[SLOTS], running = atomic_load(&tasks->pages[w].task);
+            uint32_t found = mc_repair(tasks, (unsigned)w, again, SLOTS);
+            for (uint32_t i = 0; i < found; i++) {
+                EX_CHECK(executed[again[i]] == 0); /* safe to publish again */
+                queue[queued++] = again[i];
+                if (running == again[i]) running = 0;
+            }
+            if (running != 0 && answers[running] == 0) {
+                answers[running]++;
+                lost[running] = true;
+                resolved++;
+            }
+            handled[w] = true;
+            if (mc_ready(tasks)) mc_wake_one(tasks);
+        }
+        publish(queue, &queued);
+        if (resolved == wanted) break;
+        bool death = false;
+        for (int w = 1; w <= WORKERS; w++) death |= ex_is_dead(w) && !handled[w];
+        if (death || any_result()) continue;
+        atomic_store(&tasks->fg, 2);
+        for (int w = 1; w <= WORKERS; w++) death |= ex_is_dead(w) && !handled[w];
+        if (!death && !any_result()) {
+            if (mc_ready(tasks)) mc_wake_one(tasks);
+            mc_wait(&tasks->fg, 2, MC_NEVER);
+        }
+        atomic_store(&tasks->fg, 1);
+    }
+    for (unsigned w = 1; w <= WORKERS; w++) {
+        atomic_store(&tasks->pages[w].stop, 1);
+        mc_wake_worker(tasks, w);
+    }
+}
+
+static void died(int party) {
+    (void)party;
+    mc_alarm(tasks);
+}
+
+static void end(void) {
+    for (int i = 0; i < ex.scenario->parties; i++) {
+        if (ex.status[i] == EX_ASLEEP) ex_fail("somebody sleeps for ever");
+        EX_CHECK(ex.status[i] == EX_DONE || ex.status[i] == EX_DEAD);
+    }
+    for (int t = 1; t <= wanted; t++) {
+        EX_CHECK(answers[t] == 1);
+        EX_CHECK(executed[t] <= 1);
+        EX_CHECK(executed[t] == 1 || lost[t]);
+    }
+}
+
+/* As the threads of a process collect: under their lock, which is not what is explored here. */
+static int collect_locked(int worker) {
+    int me = ex.current;
+    ex.current = -1;
+    int count = collect(worker);
+    ex.current = me;
+    return count;
+}
+
+/* A collector thread in the background and a thread that waits in the foreground, which leaves early. */
+static bool collected;
+static void bell_begin(void) {
+    begin(1);
+    collected = false;
+}
+static void bell_foreground(void) {
+    atomic_store(&tasks->fg, 1);
+    collected |= collect_locked(1) > 0;
+    atomic_store(&tasks->fg, 0); /* it leaves, whether it got its result or not */
+    if (any_result()) mc_ring_word(&tasks->bg, 1, 0);
+}
+static void bell_background(void) {
+    while (!collected) {
+        atomic_store(&tasks->bg, 1);
+        if (atomic_load(&tasks->fg) != 0 || !any_result()) mc_wait(&tasks->bg, 1, MC_NEVER);
+        atomic_store(&tasks->bg, 0);
+        if (atomic_load(&tasks->fg) == 0) collected |= collect_locked(1) > 0;
+    }
+}
+static void bell_worker(void) {
+    put_result(1, 1);
+    mc_notify(tasks);
+}
+static void bell_end(void) {
+    EX_CHECK(collected); /* by the one or by the other; the background may sleep on only if the other did */
+    EX_CHECK(answers[1] == 1);
+}
+
+/* A result ring that is too small for what is put. */
+static void full_worker(void) {
+    for (uint64_t t = 1; t <= 5; t++) put_result(1, t % 3 + 1);
+}
+static int full_taken;
+static void full_begin(void) {
+    begin(3);
+    full_taken = 0;
+}
+static void full_parent(void) {
+    while (full_taken < 5) {
+        int count = collect(1);
+        full_taken += count;
+        if (count > 0) continue;
+        atomic_store(&tasks->fg, 2);
+        if (ex_is_dead(0) && !any_result()) return;
+        if (!any_result()) mc_wait(&tasks->fg, 2, MC_NEVER);
+        atomic_store(&tasks->fg, 1);
+    }
+}
+static void full_notifying_worker(void) {
+    full_worker();
+    mc_notify(tasks);
+}
+static void full_end(void) {
+    for (int i = 0; i < 2; i++)
+        if (ex.status[i] == EX_ASLEEP) ex_fail("somebody sleeps for ever");
+    EX_CHECK(full_taken == 5 || ex_is_dead(0));
+}
+
+int main(int argc, char **argv) {
+    double seconds = argc > 1 ? atof(argv[1]) : 2;
+    const ex_scenario scenarios[] = {
+        {"one task, two workers", 3, {parent, worker_1, worker_2}, {false, true, true}, begin_1, died, end, 4, 1},
+        {"two tasks, two workers", 3, {parent, worker_1, worker_2}, {false, true, true}, begin_2, died, end, 4, 1},
+        {"three tasks, two slots, two workers", 3, {parent, worker_1, worker_2}, {false, true, true}, begin_3, died, end,
+         4, 1},
+        {"three tasks, nobody dies", 3, {parent, worker_1, worker_2}, {false}, begin_3, NULL, end, 4, 0},
+        {"the bell", 3, {bell_foreground, bell_background, bell_worker}, {false}, bell_begin, NULL, bell_end, 6, 0},
+        {"a full result ring", 2, {full_notifying_worker, full_parent}, {true, false}, full_begin, died, full_end, 6, 1},
+    };
+    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) explore(&scenarios[i], seconds);
+    return 0;
+}
