@@ -122,7 +122,7 @@ def _in_threads(count: int, paths: list[str]) -> Iterable[tuple[int, FileReport,
 
 
 def _in_processes(count: int, paths: list[str]) -> Iterable[tuple[int, FileReport, float]]:
-    with manycore.Pool(count, quiet) as pool:
+    with manycore.Pool(count, quiet, name="demo", preload=(timed_analysis.__module__,)) as pool:
         for outcome in pool.outcomes(timed_analysis, paths, ordered=False):
             if outcome.error is not None:
                 raise CommandError(f"a worker failed on {outcome.item}: {outcome.error}", FAILED)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import BinaryIO
 
+    from manycore._cli.ending import Ending
+
 __all__ = ["STANDARD_INPUT", "Inputs", "Kind"]
 
 Kind = Literal["files", "lines", "jsonl", "csv"]
@@ -47,13 +49,15 @@ class Inputs:
     Args:
         names: The INPUTs as given; empty for standard input.
         kind: What an item is; None for files where INPUTs name several or a folder, else lines.
+        ending: Lets a signal end the wait for an input that never comes.
         exclude: Paths that are never items: the output.
 
     Raises:
         CommandError: An INPUT does not exist, cannot be read, or is a glob that matches nothing.
     """
 
-    def __init__(self, names: Iterable[str], kind: Kind | None, exclude: Iterable[str] = ()) -> None:
+    def __init__(self, names: Iterable[str], kind: Kind | None, ending: Ending, exclude: Iterable[str] = ()) -> None:
+        self._ending = ending
         self._roots = [root for name in names or [STANDARD_INPUT] for root in _expand(name)]
         several = len(self._roots) > 1 or any(os.path.isdir(root) for root in self._roots)
         self.kind: Kind = kind or ("files" if several else "lines")
@@ -77,9 +81,13 @@ class Inputs:
 
     def __iter__(self) -> Iterator[object]:
         items = {"files": self._files, "lines": self._lines, "jsonl": self._json_lines, "csv": self._records}
-        for item in items[self.kind]():
+        try:
+            for item in items[self.kind]():
+                self._given += 1
+                yield item
+        except OSError as error:  # of a file that was opened and cannot be read on
             self._given += 1
-            yield item
+            yield BadItem("", f"cannot read on, what follows is missing: {error.strerror}")
         self._exhausted = True
 
     def total(self) -> int | None:
@@ -106,7 +114,7 @@ class Inputs:
         for root in self._roots:
             if root == STANDARD_INPUT:
                 with _open(root) as file:
-                    yield from (_text(line) for line in file if line.strip())
+                    yield from (_text(line) for _, line in self._numbered(file) if line.strip())
             elif os.path.isdir(root):
                 yield from _walk(root, self._excluded)
             else:
@@ -136,9 +144,23 @@ class Inputs:
                 yield file
 
     def _numbered(self, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        for number, raw in enumerate(file, 1):
+        is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        for number, raw in enumerate(file if is_regular else self._awaited(file), 1):
             self._bytes_read += len(raw)
             yield number, raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
+
+    def _awaited(self, file: BinaryIO) -> Iterator[bytes]:
+        """The lines of a pipe or a terminal, where the next one may take for ever."""
+        while True:
+            self._ending.raises = True
+            try:
+                self._ending.check()
+                raw = file.readline()
+            finally:
+                self._ending.raises = False
+            if not raw:
+                return
+            yield raw
 
     def _stands_at(self, line: int) -> None:
         """Note that the item which comes next is on `line` of the newest source."""

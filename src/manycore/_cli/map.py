@@ -13,35 +13,35 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 import manycore
-from manycore._cli.exits import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, CommandError
+from manycore._cli.ending import Ended, Ending
+from manycore._cli.exits import FAILED, PIPE_CLOSED, CommandError
 from manycore._cli.inputs import Inputs, Kind, standard_input_is_terminal
 from manycore._cli.output import InOrder, Output
 from manycore._cli.summary import Failure, Tally, failure_of, shorten
 from manycore._cli.target import import_or_explain, resolve
-from manycore._cli.task import BadItem, Target, Task, encode, parse, settle
+from manycore._cli.task import BadItem, Done, Target, Task, encode, parse, settle
+from manycore._engine.mapping import MapOptions
 from manycore._launch.machine import cpu_count
 from manycore._observe.progress import Reporter, start_progress
+from manycore.errors import PoolBroken
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from manycore._engine.local import Stats
+    from manycore._engine.mapping import MapRun, Outcome
 
 __all__ = ["command"]
 
 _FAILURES_TOLD = 10  # on standard error, one line each; the rest is counted
-_LAST_WORDS_S = 0.8  # for writing what was finished, of the two seconds that Ctrl-C may take
-_PATIENCE_S = 2.0  # after the first Ctrl-C; from then on a second one ends the process at once
-
-
-class _Terminated(BaseException):
-    """SIGTERM or SIGHUP came."""
+_LOOK_INTERVAL_S = 0.1  # for a signal; of the two seconds that Ctrl-C may take
+_LAST_RESULTS_S = 0.2  # for what workers have in hand, of these two seconds
+_LAST_WORDS_S = 0.8  # for a reader to take what was finished, of these two seconds
 
 
 @click.command("map", short_help="Run a function over files, lines or records, on all cores.")
@@ -116,12 +116,13 @@ def command(
     for module in preload:
         import_or_explain(module)
     partial = [output, f"{os.path.realpath(output)}.partial"] if output is not None else []
-    items = Inputs(inputs, cast("Kind | None", kind), exclude=partial)
+    ending = Ending()
+    items = Inputs(inputs, cast("Kind | None", kind), ending, exclude=partial)
     count = workers or cpu_count()
     total = items.total()
     if total is not None:
         count = max(1, min(count, total))
-    run = _Run(target, items, Output(output), count)
+    run = _Run(target, items, Output(output, ending), ending, count)
     run.on_error = on_error
     run.ordered = not unordered
     run.timeout = timeout
@@ -138,10 +139,11 @@ class _Run:
         target: The function.
         items: What to run it on.
         output: Where results go.
+        ending: What asks it to end early.
         workers: How many workers there are.
     """
 
-    def __init__(self, target: Target, items: Inputs, output: Output, workers: int) -> None:
+    def __init__(self, target: Target, items: Inputs, output: Output, ending: Ending, workers: int) -> None:
         self.on_error = "collect"
         self.ordered = True
         self.timeout: float | None = None
@@ -150,92 +152,120 @@ class _Run:
         self._task = Task(target, is_json=items.kind == "jsonl")
         self._items = items
         self._output = output
+        self._ending = ending
         self._order = InOrder(output.write)
         self._tally = Tally(workers)
         self._reporter: Reporter | None = None
-        self._pool: Any = None
-        self._stats: Any = None
-        self._interrupted_at: float | None = None
+        self._told = 0  # failures, on standard error
+        self._stats: Stats | None = None
 
     def execute(self, *, show_progress: bool) -> int:
         """Do it all; return the exit status."""
-        signal.signal(signal.SIGPIPE, self._on_output_failure)
-        signal.signal(signal.SIGINT, self._on_interrupt)
-        for signum in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
-                signal.signal(signum, self._on_terminate)
-        stopped_by = ""
+        self._ending.watch()
         try:
             try:
                 stopped_by = self._collect(show_progress=show_progress)
             finally:
                 self._close_reporter()
-            if not stopped_by:
-                self._output.finish()
+            if stopped_by:
+                raise CommandError(f"{stopped_by}; stopped, {self._keep()}", FAILED)
+            self._output.finish()
+        except Ended as ended:
+            _say(f"manycore: {ended.word}; {self._keep()}")
+            return ended.status
         except BrokenPipeError:
-            self._ignore_signals()
             self._output.keep(0.0)
             _forget_standard_output()
             return PIPE_CLOSED
+        except CommandError:
+            raise
         except Exception as error:
-            self._ignore_signals()
             if self._output.error is not None:
                 raise self._output.describe(self._output.error) from None
-            kind, reason = type(error).__name__, str(error).partition("\n")[0]
-            raise CommandError(f"{kind}: {reason}; {self._keep()}", FAILED) from None
-        except (KeyboardInterrupt, _Terminated) as error:
-            self._ignore_signals()
-            word, status = ("interrupted", INTERRUPTED)
-            if isinstance(error, _Terminated):
-                word, status = ("terminated", TERMINATED)
-            _say(f"manycore: {word}; {self._keep()}")
-            return status
-        if stopped_by:
-            self._ignore_signals()
-            raise CommandError(f"{stopped_by}; stopped, {self._keep()}", FAILED)
-        for line in self._tally.lines(self._stats):
+            reason = str(error).partition("\n")[0]
+            raise CommandError(f"{type(error).__name__}: {reason}; {self._keep()}", FAILED) from None
+        for line in self._tally.lines(self._stats) if self._stats is not None else ():
             _say(line)
         return FAILED if self._tally.failed else 0
 
     def _collect(self, *, show_progress: bool) -> str:
         """Run the items; return the failure that ended it all, or nothing."""
-        told = 0
-        with manycore.Pool(self._tally.workers, settle, (self._output.partial is not None,)) as pool:
-            self._pool = pool
-            self._reporter = start_progress(show_progress, total=self._items.total, status=self._status, transient=True)
+        with manycore.Pool(
+            self._tally.workers,
+            settle,
+            (self._output.partial is not None,),
+            name="map",
+            preload=(Task.__module__, *self.preload),
+        ) as pool:
+            self._reporter = start_progress(
+                show_progress, total=self._items.total, status=pool._engine.load, transient=True
+            )
             if self._reporter is not None:
                 self._output.share_terminal(self._reporter.above)
-            for outcome in pool.outcomes(
-                self._task, self._items, ordered=False, timeout=self.timeout, retries=self.retries
-            ):
-                line, failure = self._settle(outcome)
-                if self.ordered:
-                    self._order.put(outcome.index, line)
-                elif line:
-                    self._output.write(line)
-                if self._reporter is not None:
-                    self._reporter.advance(1, failure is not None)
-                if failure is not None:
-                    message = f"{self._name(outcome)}: {failure}"
-                    if self.on_error == "stop":
-                        return message
-                    told += 1
-                    self._tell(told, message)
-                if self._interrupted_at is not None:  # raised where it could not be heard, such as in a __del__
-                    raise KeyboardInterrupt
+            options = MapOptions(ordered=False, lazy=True, timeout=self.timeout, retries=self.retries)
+            outcomes = pool._run(self._task, self._items, options)
+            try:
+                outcomes.start()
+                stopped_by = self._take_all(outcomes)
+            except Ended:
+                self._take_what_is_there(outcomes)
+                raise
+            if stopped_by:
+                self._take_what_is_there(outcomes)
+                return stopped_by
             self._stats = pool.stats()
-        if told > _FAILURES_TOLD:
+        if self._told > _FAILURES_TOLD:
             self._close_reporter()
-            _say(f"failed: {told - _FAILURES_TOLD:,} more")
+            _say(f"failed: {self._told - _FAILURES_TOLD:,} more")
         return ""
 
-    def _settle(self, outcome: Any) -> tuple[bytes, Failure | None]:
+    def _take_all(self, outcomes: MapRun) -> str:
+        """Take outcomes to the end; or to the first failure, if that ends it all, and return it."""
+        while True:
+            self._ending.check()
+            try:
+                outcome = outcomes.next_outcome(time.monotonic() + _LOOK_INTERVAL_S)
+            except TimeoutError:
+                continue
+            if outcome is None:
+                return ""
+            if isinstance(outcome.error, PoolBroken):
+                raise outcome.error
+            failure = self._take(outcome)
+            if failure is not None:
+                message = f"{self._name(outcome)}: {failure}"
+                if self.on_error == "stop":
+                    return message
+                self._tell(message)
+
+    def _take_what_is_there(self, outcomes: MapRun) -> None:
+        """Take what workers have finished, or finish in a moment; nothing more is read or sent."""
+        outcomes.forget()
+        deadline = time.monotonic() + _LAST_RESULTS_S
+        try:
+            while (outcome := outcomes.next_outcome(deadline)) is not None:
+                self._take(outcome)
+        except (Exception, Ended):
+            return  # no more: the time is over, or the output cannot take it
+
+    def _take(self, outcome: Outcome) -> Failure | None:
+        """Count an outcome and write its line; return why it failed, if it did."""
+        line, failure = self._settle(outcome)
+        if self._reporter is not None:
+            self._reporter.advance(1, failure is not None)
+        if self.ordered:
+            self._order.put(outcome.index, line)
+        elif line:
+            self._output.write(line)
+        return failure
+
+    def _settle(self, outcome: Outcome) -> tuple[bytes, Failure | None]:
         """Count an outcome; give its line, empty where it has none, and why it failed, if it did."""
         tally = self._tally
         tally.done += 1
         tally.task_seconds += outcome.seconds
         if outcome.error is None:
-            done = outcome.result
+            done = Done.unpack(outcome.result)
             tally.cpu_seconds += done.cpu_seconds
             if done.text is not None:
                 return b'{"index": %d, %b' % (outcome.index, done.text), None
@@ -262,14 +292,15 @@ class _Run:
                 return item
         return item
 
-    def _name(self, outcome: Any) -> str:
+    def _name(self, outcome: Outcome) -> str:
         where = self._items.where(outcome.index)
         item = outcome.item.text if isinstance(outcome.item, BadItem) else outcome.item
         shown = shorten(item)
         return f"item {outcome.index} ({where or shown})"
 
-    def _tell(self, told: int, message: str) -> None:
-        if told > _FAILURES_TOLD:
+    def _tell(self, message: str) -> None:
+        self._told += 1
+        if self._told > _FAILURES_TOLD:
             return
         if self._reporter is None:
             _say(f"failed: {message}")
@@ -277,16 +308,13 @@ class _Run:
             with self._reporter.above():
                 _say(f"failed: {message}")
 
-    def _status(self) -> tuple[int, int]:
-        stats = self._pool.stats()
-        return stats.workers, getattr(stats, "busy", 0)
-
     def _keep(self) -> str:
         """Write what was finished; say what became of it."""
         try:
+            self._output.hurry(_LAST_WORDS_S)
             self._order.put_rest()
             kept = self._output.keep(_LAST_WORDS_S)
-        except OSError:
+        except (OSError, Ended):
             kept = ""
         count = self._tally.done
         what = f"{count:,} item{'' if count == 1 else 's'} finished"
@@ -297,26 +325,6 @@ class _Run:
     def _close_reporter(self) -> None:
         if self._reporter is not None:
             self._reporter.close()
-
-    def _on_output_failure(self, _signum: int, _frame: FrameType | None) -> None:
-        if self._output.error is not None:
-            raise self._output.error
-
-    def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._interrupted_at is None:
-            self._interrupted_at = now
-            raise KeyboardInterrupt
-        if now - self._interrupted_at > _PATIENCE_S:
-            os._exit(INTERRUPTED)  # the kernel ends the workers with their parent
-
-    def _on_terminate(self, _signum: int, _frame: FrameType | None) -> None:
-        raise _Terminated
-
-    def _ignore_signals(self) -> None:
-        """From here on the end is near, and bounded; nothing shall interrupt it."""
-        for signum in (signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_IGN)
 
 
 def _forget_standard_output() -> None:

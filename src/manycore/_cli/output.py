@@ -7,7 +7,7 @@
     -o FILE: FILE.partial is written, locked; at the end fsync and rename. FILE is never half a file.
 
 Invariants:
-    Only the writer's thread writes, so that Ctrl-C, which is raised in the main thread, cuts no line in two.
+    Only the writer's thread writes, so that no signal, whose handler runs in the main thread, cuts a line in two.
     What waits to be written is bounded (`_MOST_WAITING_BYTES`): who produces faster than the reader reads waits.
     What waits for its turn is bounded in memory (`_MOST_HELD_BYTES`); beyond, it is in a nameless temporary file.
     So one slow item holds back the lines after it, and never a worker.
@@ -35,6 +35,8 @@ from manycore._cli.exits import FAILED, CommandError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from manycore._cli.ending import Ending
+
 __all__ = ["InOrder", "Output"]
 
 _FLUSH_INTERVAL_S = 0.1  # what a person reading along does not notice
@@ -50,16 +52,18 @@ class Output:
 
     Args:
         path: The file, or None for standard output.
+        ending: Told when writing fails; the main thread is then sent SIGPIPE, so that it looks.
 
     Attributes:
-        error: Why writing failed, if it did; the main thread was then sent SIGPIPE.
+        error: Why writing failed, if it did.
         partial: The name under which lines are written until the end; None where that is not a new file.
 
     Raises:
         CommandError: The file cannot be written, or somebody else is writing it.
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, ending: Ending) -> None:
+        self._ending = ending
         self.error: OSError | None = None
         self.partial: str | None = None
         self.lines = 0
@@ -83,10 +87,13 @@ class Output:
             self._around = around
 
     def write(self, line: bytes) -> None:
-        """Have a line written; waits while too much is waiting already."""
+        """Have a line written; waits while too much is waiting.
+
+        Raises:
+            OSError: It cannot be written.
+            Ended: A signal came while this waited; the line will be written.
+        """
         with self._ready:
-            while self._waiting_bytes > _MOST_WAITING_BYTES and self.error is None:
-                self._ready.wait()
             if self.error is not None:
                 raise self.error
             self._waiting.append(line)
@@ -94,6 +101,27 @@ class Output:
             self.lines += 1
             if self._waiting_bytes - len(line) < _FLUSH_BYTES <= self._waiting_bytes:
                 self._ready.notify_all()
+            if self._waiting_bytes > _MOST_WAITING_BYTES:
+                self._wait_for_the_reader()
+
+    def hurry(self, timeout: float) -> None:
+        """From now on wait `timeout` seconds at most for a reader of a pipe, and for no signal."""
+        self._give_up_at = time.monotonic() + timeout
+
+    def _wait_for_the_reader(self) -> None:
+        if self._give_up_at < float("inf"):
+            while self._waiting_bytes > _MOST_WAITING_BYTES and self.error is None:
+                if self._is_stream and time.monotonic() >= self._give_up_at:
+                    self._ending.check()
+                self._ready.wait(_FLUSH_INTERVAL_S)
+            return
+        self._ending.raises = True
+        try:
+            self._ending.check()
+            while self._waiting_bytes > _MOST_WAITING_BYTES and self.error is None:
+                self._ready.wait()
+        finally:
+            self._ending.raises = False
 
     def finish(self) -> None:
         """Write what waits; give the file its name."""
@@ -201,7 +229,7 @@ class Output:
             with self._ready:
                 self.error = error
                 self._ready.notify_all()
-            # The main thread may be waiting for a long task: its handler of this signal raises the error.
+            self._ending.note(error)
             if not self._closing:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGPIPE)
 

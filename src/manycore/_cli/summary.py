@@ -8,9 +8,12 @@ import re
 import resource
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from manycore._observe.progress import format_duration
+
+if TYPE_CHECKING:
+    from manycore._engine.local import Stats
 
 __all__ = ["Failure", "Tally", "failure_of", "shorten"]
 
@@ -88,32 +91,41 @@ class Tally:
     task_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
-    def lines(self, stats: Any) -> list[str]:
-        """The closing summary."""
+    def lines(self, stats: Stats) -> list[str]:
+        """The closing summary.
+
+        Args:
+            stats: The pool's last word.
+        """
         wall = time.monotonic() - self.started
-        items = f"{self.done:,} item{'' if self.done == 1 else 's'}"
         outcome = (
             "all succeeded" if not self.failed else f"{self.done - self.failed:,} succeeded, {self.failed:,} failed"
         )
         if not self.done:
             outcome = "nothing to do"
-        wall_text = format_duration(wall) if wall >= 100 else f"{wall:.2f} s"
-        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        there = getattr(stats, "worker_peak_rss_bytes", 0) or 0
-        memory = f"peak memory {_megabytes(here)} here"
-        if there:
-            memory += f", {_megabytes(there)} in the largest worker"
-        work = (
-            f"{self.workers} worker{'' if self.workers == 1 else 's'}: {self.cpu_seconds:.2f} s of processor time, "
-            f"{self.cpu_seconds / max(wall, 1e-9):.2f} times one core; {memory}"
-        )
-        lines = [f"{items}: {outcome}; {wall_text}", work]
+        lines = [
+            f"{self.done:,} item{'' if self.done == 1 else 's'}: {outcome}",
+            (
+                f"wall time {_seconds(wall)}, worker time {_seconds(self.cpu_seconds)} "
+                f"by {self.workers} worker{'' if self.workers == 1 else 's'}, "
+                f"speed-up over one core {self.cpu_seconds / max(wall, 1e-9):.2f}x"
+            ),
+            (
+                f"peak memory {_megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)} here, "
+                f"{_megabytes(stats.worker_peak_rss_bytes)} in the largest worker"
+            ),
+        ]
         waited = 1 - self.cpu_seconds / self.task_seconds if self.task_seconds > _SHORTEST_JUDGED_S else 0.0
         if waited > _WAITED_MUCH:
             lines.append(
-                f"tasks waited {waited:.0%} of their time (files, network, sleep): -j above the cores may help"
+                f"tasks computed {1 - waited:.0%} of their time: "
+                "if they wait for files or a network, more workers (-j) help"
             )
         return lines
+
+
+def _seconds(seconds: float) -> str:
+    return format_duration(seconds) if seconds >= 100 else f"{seconds:.2f} s"
 
 
 def _megabytes(count: int) -> str:

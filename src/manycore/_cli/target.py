@@ -5,8 +5,8 @@
     ...:Class.method        attributes may be dotted
 
 A file is imported under its own name where it can be (so that it is one module, however it is reached). Where its
-name is no identifier, or already means another module, it is loaded from its path under a name of its own; a
-worker then does the same.
+name is no identifier, or already means another module, it is loaded from its path under a name of its own, and its
+folder comes last on sys.path, so that it hides nothing; a worker then does the same.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def _from_file(place: str, attributes: str) -> Target:
     if importable and not _means_another(stem, path):
         _put_first(folder)
         return Target(stem, attributes, None)
-    _put_first(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)  # its neighbours can be imported; this file, by its name, must hide nothing
     digest = hashlib.blake2b(os.fsencode(path), digest_size=4).hexdigest()
     name = "".join(letter if letter.isidentifier() or letter.isdigit() else "_" for letter in stem)
     return Target(f"_{name}_{digest}", attributes, path)

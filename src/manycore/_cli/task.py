@@ -2,7 +2,8 @@
 
     parent                       worker
     item ==> Task.__call__ ...... function(item) -> encode -> Done(text, cpu_seconds)
-    Done <== the line without its index; the parent puts `{"index": N, ` before it and writes it
+         <== Done.pack(): bytes, since a pool sends short ones without pickling
+    `{"index": N, ` + Done.text is the line that the parent writes
 
 The worker encodes, so that encoding is as parallel as the work is, and the parent only moves bytes. Nothing that
 takes long to import is imported here: this is on the way of a worker's first result.
@@ -22,6 +23,7 @@ import sys
 import time
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
+from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BadItem", "Done", "Target", "Task", "encode", "load_module", "parse", "settle"]
 
+_HEAD = Struct("<d?")
 _DEEPEST = 200  # levels that the search for what JSON cannot hold goes down
 
 
@@ -67,6 +70,22 @@ class Done(NamedTuple):
     cpu_seconds: float
     kind: str = ""
     reason: str = ""
+
+    def pack(self) -> bytes:
+        """As bytes: the seconds, whether there is a text, and the text, or why there is none."""
+        if self.text is not None:
+            return _HEAD.pack(self.cpu_seconds, True) + self.text
+        return _HEAD.pack(self.cpu_seconds, False) + f"{self.kind}\n{self.reason}".encode("utf-8", "surrogatepass")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Done:
+        """What `pack` made bytes of."""
+        cpu_seconds, has_text = _HEAD.unpack_from(data)
+        rest = data[_HEAD.size :]
+        if has_text:
+            return cls(rest, cpu_seconds)
+        kind, _, reason = rest.decode("utf-8", "surrogatepass").partition("\n")
+        return cls(None, cpu_seconds, kind, reason)
 
 
 def load_module(target: Target) -> ModuleType:
@@ -109,8 +128,8 @@ class Task:
     def __reduce__(self) -> tuple[object, ...]:
         return _task, (self._target, self._is_json)
 
-    def __call__(self, item: Any) -> Done:
-        """Run the function on one item.
+    def __call__(self, item: Any) -> bytes:
+        """Run the function on one item; give back a packed `Done`.
 
         What is wrong with the item itself or with the result's JSON comes back in `Done`, and what the function
         raises is raised: only that is tried again where retries were asked for.
@@ -120,12 +139,12 @@ class Task:
         if function is None:
             function = self._function = self._load()
         if type(item) is BadItem:
-            return Done(None, 0.0, "InputError", item.reason)
+            return Done(None, 0.0, "InputError", item.reason).pack()
         if self._is_json:
             try:
                 value = parse(item)
             except (ValueError, RecursionError) as error:
-                return Done(None, time.process_time() - before, "InputError", f"not JSON: {_brief(error)}")
+                return Done(None, time.process_time() - before, "InputError", f"not JSON: {_brief(error)}").pack()
             result = function(value)
             shown = item
         else:
@@ -136,13 +155,13 @@ class Task:
         except (TypeError, ValueError, RecursionError) as error:
             found = find_unencodable(result)
             reason = found or f"JSON cannot hold the result: {error}"
-            return Done(None, time.process_time() - before, "NotJSON", reason)
+            return Done(None, time.process_time() - before, "NotJSON", reason).pack()
         try:
             line = text.encode()
         except UnicodeEncodeError:  # a lone surrogate, as in a file's name that is not UTF-8
             escaped = item if self._is_json else _ENCODE_ASCII(item)
             line = f'"item": {escaped}, "result": {_ENCODE_ASCII(result)}}}\n'.encode()
-        return Done(line, time.process_time() - before)
+        return Done(line, time.process_time() - before).pack()
 
     def _load(self) -> Callable[[Any], object]:
         function: Any = load_module(self._target)
@@ -173,6 +192,9 @@ def settle(keep_output: bool) -> None:
     os.close(null)
     if not keep_output:
         os.dup2(2, 1)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a line is one write, with PYTHONUNBUFFERED too: lines of two workers do not mix
+            stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]
 
 
 def _reject_constant(name: str) -> NoReturn:
