@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from manycore._cli.ending import Ending
 from manycore._cli.exits import CommandError
 from manycore._cli.inputs import Inputs, Kind
 from manycore._cli.task import BadItem
@@ -23,7 +24,7 @@ def write(name: str, data: bytes = b"") -> str:
 
 
 def items(*names: str, kind: Kind | None = None) -> list[object]:
-    return list(Inputs(names, kind))
+    return list(Inputs(names, kind, Ending()))
 
 
 def test_one_file_is_its_lines_and_several_are_files() -> None:
@@ -61,7 +62,7 @@ def test_a_glob_means_what_it_matches_unless_a_file_is_called_so() -> None:
 )
 def test_an_input_that_is_not_there(name: str, message: str) -> None:
     with pytest.raises(CommandError, match=message.replace("*", r"\*")):
-        Inputs([name], None)
+        Inputs([name], None, Ending())
 
 
 def test_lines_lose_their_end_and_nothing_else() -> None:
@@ -72,7 +73,7 @@ def test_lines_lose_their_end_and_nothing_else() -> None:
 def test_json_lines_leave_out_empty_ones_and_know_their_place() -> None:
     write("a.jsonl", b'1\n\n\n{"x": 2}\n \n\xff\n3')
     write("b.jsonl", b"\n4\n")
-    inputs = Inputs(["a.jsonl", "b.jsonl"], "jsonl")
+    inputs = Inputs(["a.jsonl", "b.jsonl"], "jsonl", Ending())
     found = list(inputs)
     assert [entry for entry in found if isinstance(entry, str)] == ["1", '{"x": 2}', "3", "4"]
     assert isinstance(found[2], BadItem)
@@ -83,7 +84,7 @@ def test_json_lines_leave_out_empty_ones_and_know_their_place() -> None:
 
 def test_csv_records_go_by_the_first_line() -> None:
     write("a.csv", b'n,t\n1,"x\ny"\n\n2\n3,z\n')
-    inputs = Inputs(["a.csv"], "csv")
+    inputs = Inputs(["a.csv"], "csv", Ending())
     found = list(inputs)
     assert found[0] == {"n": "1", "t": "x\ny"}
     assert isinstance(found[1], BadItem)
@@ -94,7 +95,7 @@ def test_csv_records_go_by_the_first_line() -> None:
 
 def test_a_file_that_vanishes_fails_in_its_place() -> None:
     names = [write(f"d/{letter}", letter.encode()) for letter in "abc"]
-    inputs = Inputs(names, "lines")
+    inputs = Inputs(names, "lines", Ending())
     Path("d/b").unlink()
     assert list(inputs) == ["a", BadItem("d/b", "cannot read it: No such file or directory"), "c"]
     assert [inputs.where(index) for index in range(3)] == ["d/a line 1", "d/b", "d/c line 1"]
@@ -103,15 +104,15 @@ def test_a_file_that_vanishes_fails_in_its_place() -> None:
 def test_the_output_is_no_input() -> None:
     for name in ("d/a", "d/out.jsonl", "d/out.jsonl.partial"):
         write(name)
-    assert list(Inputs(["d"], None, exclude=["d/out.jsonl", "d/out.jsonl.partial"])) == ["d/a"]
+    assert list(Inputs(["d"], None, Ending(), exclude=["d/out.jsonl", "d/out.jsonl.partial"])) == ["d/a"]
 
 
 def test_the_total_is_known_for_files_and_estimated_for_lines() -> None:
     for number in range(10):
         write(f"d/{number}")
-    assert Inputs(["d"], None).total() == 10
+    assert Inputs(["d"], None, Ending()).total() == 10
     write("a.txt", b"12345678\n" * 1000)
-    inputs = Inputs(["a.txt"], None)
+    inputs = Inputs(["a.txt"], None, Ending())
     assert inputs.total() is None
     reading = iter(inputs)
     for _ in range(100):

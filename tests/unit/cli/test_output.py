@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from manycore._cli import output
+from manycore._cli.ending import Ending
 from manycore._cli.exits import CommandError
 from manycore._cli.output import InOrder, Output
 
@@ -43,7 +44,7 @@ def test_the_file_gets_its_name_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("old")
     path.chmod(0o640)
-    out = Output(str(path))
+    out = Output(str(path), Ending())
     out.write(b"new\n")
     assert path.read_text() == "old"
     out.finish()
@@ -54,7 +55,7 @@ def test_the_file_gets_its_name_at_the_end(tmp_path: Path) -> None:
 
 def test_what_was_written_is_kept_beside(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    out = Output(str(path))
+    out = Output(str(path), Ending())
     out.write(b"line\n")
     assert out.keep(1.0) == f"{path}.partial"
     assert os.listdir(tmp_path) == ["out.partial"]
@@ -62,14 +63,14 @@ def test_what_was_written_is_kept_beside(tmp_path: Path) -> None:
 
 
 def test_nothing_is_kept_where_nothing_was_written(tmp_path: Path) -> None:
-    assert Output(str(tmp_path / "out")).keep(1.0) == ""
+    assert Output(str(tmp_path / "out"), Ending()).keep(1.0) == ""
     assert os.listdir(tmp_path) == []
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to("real")
-    out = Output(str(tmp_path / "link"))
+    out = Output(str(tmp_path / "link"), Ending())
     out.write(b"new")
     out.finish()
     assert (tmp_path / "link").is_symlink()
@@ -77,9 +78,9 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
-    first = Output(str(tmp_path / "out"))
+    first = Output(str(tmp_path / "out"), Ending())
     with pytest.raises(CommandError, match="another process is writing"):
-        Output(str(tmp_path / "out"))
+        Output(str(tmp_path / "out"), Ending())
     first.write(b"mine")
     first.finish()
     assert (tmp_path / "out").read_text() == "mine"
@@ -88,4 +89,4 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["no/such/folder", "."])
 def test_a_place_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(CommandError, match="cannot write"):
-        Output(str(tmp_path / name))
+        Output(str(tmp_path / name), Ending())

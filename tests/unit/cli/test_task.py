@@ -14,7 +14,7 @@ import uuid
 import numpy as np
 import pytest
 
-from manycore._cli.task import BadItem, Target, Task, encode, find_unencodable
+from manycore._cli.task import BadItem, Done, Target, Task, encode, find_unencodable
 
 
 @dataclasses.dataclass
@@ -95,32 +95,32 @@ def test_a_value_that_contains_itself_is_named() -> None:
     assert "contains itself" in find_unencodable(value)
 
 
-def task(name: str, *, is_json: bool = False) -> Task:
-    made: Task = pickle.loads(pickle.dumps(Task(Target(__name__, name, None), is_json=is_json)))
-    return made
+def call(name: str, item: object, *, is_json: bool = False) -> Done:
+    made = pickle.loads(pickle.dumps(Task(Target(__name__, name, None), is_json=is_json)))
+    return Done.unpack(made(item))
 
 
 def test_a_result_becomes_the_rest_of_a_line() -> None:
-    done = task("record")("good")
+    done = call("record", "good")
     assert done.text == b'"item": "good", "result": {"n": 1}}\n'
     assert done.cpu_seconds >= 0
 
 
 def test_a_result_that_json_cannot_hold_comes_back_as_a_reason() -> None:
-    done = task("record")("nan")
+    done = call("record", "nan")
     assert done.text is None
     assert (done.kind, done.reason) == ("NotJSON", "the result[1]['loss'] is nan, which JSON cannot hold")
-    assert "['y'][0] is of type Opaque" in task("record")("opaque").reason
+    assert "['y'][0] is of type Opaque" in call("record", "opaque").reason
 
 
 def test_text_that_is_not_unicode_is_escaped() -> None:
-    done = task("record")("name")
+    done = call("record", "name")
     assert done.text is not None
     assert json.loads(b"{" + done.text) == {"item": "name", "result": "caf\udce9"}
 
 
 def test_a_json_item_is_parsed_and_shown_as_it_came() -> None:
-    assert task("double", is_json=True)('{"n":  2}').text == b'"item": {"n":  2}, "result": 4}\n'
+    assert call("double", '{"n":  2}', is_json=True).text == b'"item": {"n":  2}, "result": 4}\n'
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_a_json_item_is_parsed_and_shown_as_it_came() -> None:
     ],
 )
 def test_a_bad_json_item_comes_back_as_a_reason(text: str, reason: str) -> None:
-    done = task("double", is_json=True)(text)
+    done = call("double", text, is_json=True)
     assert done.kind == "InputError"
     assert done.reason.startswith(reason)
 
 
 def test_a_bad_item_never_reaches_the_function() -> None:
-    done = task("double")(BadItem("x", "cannot read it"))
+    done = call("double", BadItem("x", "cannot read it"))
     assert (done.text, done.kind, done.reason) == (None, "InputError", "cannot read it")
