@@ -81,6 +81,7 @@ from manycore._memory.namespaces import (
     namespace_of,
     received,
     token_of,
+    tokens,
 )
 from manycore._memory.rebuild import Definition, Import
 from manycore._native.codec import type_version
@@ -95,6 +96,9 @@ _CLASS_PARTS = (
     staticmethod, classmethod, property, functools.cached_property, types.MemberDescriptorType,
     types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodDescriptorType,
 )  # fmt: skip
+# The tables of messages that name the same definitions, as instances of one class do: (table, what it is good for).
+_tables: dict[tuple[Token, ...], tuple[bytes, _Checks]] = {}
+_TABLES = 64  # of at most _LARGE_BYTES each
 _UNSTABLE = object()
 _MISSING = object()
 
@@ -128,52 +132,80 @@ class _Memory:
         self.definition = definition
         self.log = log
 
-    def is_of(self, version: tuple[Any, ...] | None) -> bool:
-        """Whether this was made from that version; by identity, for 1 equals True and 1.0."""
-        return version is not None and all(map(operator.is_, self.version, version))
+
+def _unchanged(version: tuple[Any, ...], value: Any) -> bool:
+    """Whether a definition's version is still that; by identity, for 1 equals True and 1.0."""
+    if isinstance(value, type):
+        return bool(version[0] == type_version(value))
+    now = _version(value)
+    return now is not None and all(map(operator.is_, version, now))
+
+
+class _Checks:
+    """Whether the globals that were read, and the definitions that were sent, are what they were."""
+
+    __slots__ = ("_globals", "_versions")
+
+    def __init__(self, globals_: list[tuple[Namespace, str, Any]], versions: list[tuple[Any, tuple[Any, ...]]]) -> None:
+        spaces: dict[int, tuple[weakref.ref[Namespace], list[tuple[str, Any]]]] = {}
+        for space, name, stamped in globals_:
+            spaces.setdefault(id(space), (weakref.ref(space), []))[1].append((name, stamped))
+        self._globals = list(spaces.values())
+        self._versions = [(weakref.ref(value), version) for value, version in versions]
+
+    def hold(self) -> bool:
+        """Whether all are unchanged."""
+        for reference, names in self._globals:
+            space = reference()
+            if space is None:
+                return False
+            globals_ = space.globals
+            for name, stamped in names:
+                value = globals_.get(name, _MISSING)
+                if value is not stamped and not (type(stamped) is weakref.ref and stamped() is value):
+                    return False
+        for reference, version in self._versions:
+            value = reference()
+            if value is None or not _unchanged(version, value):
+                return False
+        return True
 
 
 class Memo:
     """A pickled function, and what tells whether pickling it again would give the same.
 
-    Attributes:
-        data: The bytes.
+    Good for any function of the same code, unless the function has a token, which makes it one of a kind.
     """
 
-    __slots__ = ("_code", "_defaults", "_foreign", "_own", "_variables", "data")
+    __slots__ = ("_checks", "_code", "_defaults", "_home", "_variables", "data", "single")
 
-    def __init__(self, function: types.FunctionType, data: bytes, checks: list[tuple[Namespace, str, Any]]) -> None:
+    def __init__(self, function: types.FunctionType, data: bytes, checks: _Checks, home: Any, *, single: bool) -> None:
         self.data = data
-        self._code = function.__code__
+        self.single = single
+        self._code = weakref.ref(function.__code__)
         self._defaults = function.__defaults__
         self._variables = [stamp(cell.cell_contents) for cell in function.__closure__ or ()]
-        own = function.__globals__
-        self._own = [(name, stamped) for space, name, stamped in checks if space.globals is own]
-        self._foreign = [
-            (weakref.ref(space), name, stamped) for space, name, stamped in checks if space.globals is not own
-        ]
+        self._checks = checks
+        self._home = weakref.ref(home)
 
-    def valid(self, function: types.FunctionType) -> bool:
-        """Whether the function and all that it reads are what they were."""
-        if function.__code__ is not self._code or function.__defaults__ is not self._defaults or function.__dict__:
+    def good_for(self, function: types.FunctionType) -> bool:
+        """Whether pickling the function now would give these bytes."""
+        home = self._home()
+        if (
+            function.__code__ is not self._code()
+            or function.__defaults__ is not self._defaults
+            or home is None
+            or function.__globals__ is not (home.globals if type(home) is Namespace else home.__dict__)
+        ):
             return False
         if self._variables:
             try:
                 for cell, stamped in zip(function.__closure__ or (), self._variables, strict=True):
                     if not _same(cell.cell_contents, stamped):
                         return False
-            except ValueError:
+            except ValueError:  # an empty variable
                 return False
-        own = function.__globals__
-        for name, stamped in self._own:
-            value = own.get(name, _MISSING)
-            if value is not stamped and not (type(stamped) is weakref.ref and stamped() is value):
-                return False
-        for reference, name, stamped in self._foreign:
-            space = reference()
-            if space is None or not _same(space.globals.get(name, _MISSING), stamped):
-                return False
-        return True
+        return not function.__dict__ and function.__kwdefaults__ is None and self._checks.hold()
 
 
 class Shipment:
@@ -184,7 +216,10 @@ class Shipment:
         to_parent: The receiver is the process that this one's objects came from, so what it sent needs no definition.
     """
 
-    __slots__ = ("_checks", "_log", "_pending", "_pickle", "definitions", "inlined", "spaces", "stable", "to_parent")
+    __slots__ = (
+        "_checks", "_log", "_pending", "_pickle", "_roots", "_versions",
+        "definitions", "inlined", "spaces", "stable", "to_parent",
+    )  # fmt: skip
 
     def __init__(self, pickle_part: Pickle, *, to_parent: bool = False) -> None:
         self._pickle = pickle_part
@@ -194,6 +229,8 @@ class Shipment:
         self._pending: list[tuple[Any, ...]] = []
         self._log: list[tuple[Any, ...]] | None = None  # what the definition being pickled needs
         self._checks: list[tuple[Namespace, str, Any]] = []  # the globals read, and what they were
+        self._versions: list[tuple[Any, tuple[Any, ...]]] = []  # the definitions sent, and what they were
+        self._roots: list[Token] | None = []  # the definitions that the body names; None if it needs more than those
         self.inlined = False  # a function went in full
         self.stable = True  # nothing was met that may change without being bound anew
 
@@ -204,7 +241,13 @@ class Shipment:
         """A memory of this message, which is `function` alone; None where it may change unseen."""
         if not self.stable or function.__dict__ or function.__kwdefaults__:
             return None
-        return Memo(function, data, self._checks)
+        home = namespace_of(function.__globals__)
+        if isinstance(home, str):
+            return Memo(function, data, self._checked(), sys.modules[home], single=False)
+        return Memo(function, data, self._checked(), home, single=id(function) in tokens)
+
+    def _checked(self) -> _Checks:
+        return _Checks(self._checks, self._versions)
 
     # Reduce values
 
@@ -260,6 +303,8 @@ class Shipment:
         reference = (token, value.__module__, value.__qualname__)
         if self.to_parent and token in received:
             return rebuild.defined, reference
+        if self._roots is not None:
+            self._roots.append(token)
         if self._log is not None:
             self._log.append(("definition", weakref.ref(value), None if space is None else weakref.ref(space), name))
         if token not in self.definitions:
@@ -277,6 +322,7 @@ class Shipment:
             key: str | Token = space
             shipped = False
         else:
+            self._roots = None
             self.need(space, read, names)
             key, shipped = space.key, True
         if self.stable:
@@ -329,7 +375,7 @@ class Shipment:
         space = namespace_of(vars(module))
         if isinstance(space, str) or space.key == "__main__":
             return
-        self.stable = False
+        self.stable, self._roots = False, None
         entry = self.spaces.setdefault(space.key, (space, {}))
         for name in [*space.globals]:
             if name not in entry[1] and name not in PRIVATE_GLOBALS:
@@ -338,6 +384,21 @@ class Shipment:
 
     def close(self) -> bytes:
         """Pickles what was noted, and what that needs in turn. Returns the table that precedes the body."""
+        roots, self._roots = self._roots, None
+        if roots is None or self.to_parent:
+            return self._table()
+        key = tuple(roots)
+        known = _tables.get(key)
+        if known is not None and known[1].hold():
+            return known[0]
+        table = self._table()
+        if self.stable and len(table) <= _LARGE_BYTES:
+            if len(_tables) >= _TABLES:
+                _tables.clear()
+            _tables[key] = (table, self._checked())
+        return table
+
+    def _table(self) -> bytes:
         while self._pending:
             step, *arguments = self._pending.pop()
             step(*arguments)
@@ -352,11 +413,12 @@ class Shipment:
         return pickle.dumps(([tuple(each) for each in self.definitions.values()], spaces), 5)
 
     def _define(self, token: Token, value: Any) -> None:
-        version = _version(value)
         memory = memories.get(token)
-        if memory is not None and memory.is_of(version):
+        if memory is not None and _unchanged(memory.version, value):
+            self._versions.append((value, memory.version))
             self._replay(memory)
             return
+        version = _version(value)
         inline = frozenset(own_functions(value))
         stable, self._log = self.stable, []
         try:
@@ -379,6 +441,7 @@ class Shipment:
         self.definitions[token] = definition
         self.stable = stable and version is not None
         if version is not None:
+            self._versions.append((value, version))
             memories[token] = _Memory(version, definition, log)
 
     def _replay(self, memory: _Memory) -> None:
@@ -449,7 +512,7 @@ def _version(value: Any) -> tuple[Any, ...] | None:
         for name, part in vars(value).items():
             if not (name[:2] == "__" or isinstance(part, _CLASS_PARTS) or stamp(part) is not _UNSTABLE):
                 return None
-        return (sys.intern(str(number)),)
+        return (number,)
     if isinstance(value, types.FunctionType):
         if value.__closure__ or not Shipment._is_stable(value):
             return None

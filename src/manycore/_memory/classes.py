@@ -13,8 +13,10 @@ from typing import Any
 
 HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement or a call, not static in C
 
-# What the interpreter or the metaclass makes anew for each class.
-_MADE_ANEW = frozenset(("__weakref__", "__dict__", "__module__", "__slots__", "__orig_bases__", "_abc_impl"))
+# What the interpreter, the metaclass or pickle makes anew for each class.
+_MADE_ANEW = frozenset(
+    ("__weakref__", "__dict__", "__module__", "__slots__", "__orig_bases__", "_abc_impl", "__slotnames__")
+)
 _ENUM_MADE_ANEW = _MADE_ANEW | frozenset((
     "_member_names_", "_member_map_", "_value2member_map_", "_unhashable_values_", "_hashable_values_",
     "_unhashable_values_map_", "_member_type_", "_value_repr_", "_use_args_", "__new__", "__new_member__",

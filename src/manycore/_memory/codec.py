@@ -200,27 +200,40 @@ def dump_function(function: Callable[..., Any]) -> bytes:
     Raises:
         TaskPicklingError: Something that the function holds cannot be pickled.
     """
-    entry = _functions.get(id(function))
-    if entry is not None and entry[0]() is function and (entry[1] is None or entry[1].valid(function)):
-        return entry[2]
+    memo: Memo | bytes | None
+    reference, memo = _functions.get(id(function)) or _NOTHING
+    if reference() is function:
+        if type(memo) is bytes:
+            return memo
+        if memo.good_for(function):  # type: ignore[union-attr]
+            return memo.data  # type: ignore[union-attr]
+    elif type(function) is types.FunctionType:
+        reference, memo = _codes.get(id(function.__code__)) or _NOTHING
+        if reference() is function.__code__ and memo.good_for(function):
+            return memo.data
     shipment = Shipment(_pickle_part)
     data = _dumps(function, shipment, None, ("function",))
-    if shipment or shipment.inlined:
-        memo = shipment.memo(function, data) if isinstance(function, types.FunctionType) else None
-        if memo is not None:
-            _remember(function, memo, data)
-    elif isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
-        _remember(function, None, data)
+    if not shipment and not shipment.inlined:
+        if isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
+            _remember(_functions, function, data)
+    elif isinstance(function, types.FunctionType):
+        memo = shipment.memo(function, data)
+        if memo is not None and memo.single:
+            _remember(_functions, function, memo)
+        elif memo is not None:
+            _remember(_codes, function.__code__, memo)
     return data
 
 
-_functions: dict[int, tuple[weakref.ref[Any], Memo | None, bytes]] = {}  # by id; Memo is None for a bare reference
+# By id: what was pickled for a function that goes by reference or has a token, and for code that any function runs.
+_functions: dict[int, tuple[weakref.ref[Any], Memo | bytes]] = {}
+_codes: dict[int, tuple[weakref.ref[Any], Memo]] = {}
+_NOTHING: Any = (lambda: _NOTHING, None)
 
 
-def _remember(function: Any, memo: Memo | None, data: bytes) -> None:
-    identity = id(function)
-    reference = weakref.ref(function, lambda _: _functions.pop(identity, None) and None)
-    _functions[identity] = (reference, memo, data)
+def _remember(table: dict[int, Any], key: Any, memo: Memo | bytes) -> None:
+    identity = id(key)
+    table[identity] = (weakref.ref(key, lambda _: table.pop(identity, None) and None), memo)
 
 
 def load_function(data: bytes | bytearray | memoryview) -> Callable[..., Any]:

@@ -34,7 +34,13 @@ from manycore._memory.namespaces import (
 
 _CODE_CACHE_SIZE = 1024  # code objects rebuilt from bytes; a miss costs a few microseconds
 
+_LAST_BYTES = 65536  # a larger table is not kept for comparison with the next
+
 NO_STATE = (None,) * 8
+
+# The table last laid down, and what it defined. The next message often brings the same; another table in between may
+# have bound the same names anew, so that one is all that may be skipped.
+_last: tuple[bytes, list[Any]] = (b"", [])
 
 
 class Definition(tuple[Token, int, str, bytes, bytes]):
@@ -189,6 +195,9 @@ def install(table: bytes | memoryview) -> list[Any]:
     Returns:
         What must be kept alive until the body has been read: definitions are registered by weak reference.
     """
+    global _last
+    if table == _last[0]:  # and everything it brought is still held
+        return _last[1]
     definitions, spaces = pickle.loads(table)
     with lock:
         mine = own_origin()
@@ -223,6 +232,11 @@ def install(table: bytes | memoryview) -> list[Any]:
             _held.pop()
             for token, *_ in wanted:
                 _pending.pop(token, None)
+        if len(table) <= _LAST_BYTES and all(token[0] != mine for token, *_ in definitions):
+            held += [objects[token]() for token, *_ in definitions]
+            _last = (bytes(table), held)
+        else:
+            _last = (b"", [])
     return held
 
 

@@ -228,6 +228,23 @@ def test_the_same_bytes_while_nothing_changes() -> None:
     assert codec.load_function(codec.dump_function(defaults))() == 2
 
 
+def test_changed_classes_and_equal_code_are_seen() -> None:
+    namespace: dict[str, Any] = {"__name__": "nowhere"}
+    exec("class C:\n  x = 1\ndef f(): return C.x\ndef make(k): return lambda: k", namespace)
+    cls, function, make = namespace["C"], namespace["f"], namespace["make"]
+    of_instance, of_class = codec.dumps([cls()]), codec.dump_function(function)
+    assert codec.dump_function(function) is of_class
+    assert codec.dumps([cls()]) == of_instance
+    cls.x = 2
+    assert codec.dump_function(function) != of_class
+    assert codec.dumps([cls()]) != of_instance
+
+    first = codec.dump_function(make(1))
+    assert codec.dump_function(make(1)) is first  # another function of the same code, with the same variables
+    assert codec.load_function(codec.dump_function(make(2)))() == 2
+    assert codec.load_function(codec.dump_function(make(1.0)))() == 1.0
+
+
 def test_a_large_global_is_seen_when_it_is_bound_anew() -> None:
     namespace: dict[str, Any] = {"__name__": "nowhere", "table": np.zeros(100_000)}
     exec("def reads(): return table.sum()", namespace)
