@@ -77,6 +77,7 @@ _HOMES = {
     "RawArray": "context",
     "Value": "context",
     "Array": "context",
+    "BrokenBarrierError": "synchronize",
 }
 
 __all__ = sorted(["__version__", *_HOMES])  # noqa: PLE0605  (the stub beside this file is written out)

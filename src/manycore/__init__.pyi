@@ -55,6 +55,7 @@ from manycore.process import active_children as active_children
 from manycore.process import current_process as current_process
 from manycore.process import parent_process as parent_process
 from manycore.synchronize import BoundedSemaphore as BoundedSemaphore
+from manycore.synchronize import BrokenBarrierError as BrokenBarrierError
 from manycore.synchronize import Lock as Lock
 from manycore.synchronize import RLock as RLock
 from manycore.synchronize import Semaphore as Semaphore
@@ -67,6 +68,7 @@ __all__ = [
     "AuthenticationError",
     "Barrier",
     "BoundedSemaphore",
+    "BrokenBarrierError",
     "BufferTooShort",
     "Certificate",
     "ChannelClosed",

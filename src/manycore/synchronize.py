@@ -1,4 +1,4 @@
-"""Lock, RLock, Semaphore, BoundedSemaphore: multiprocessing.synchronize, surviving its users.
+"""Locks, semaphores, conditions, events and barriers: multiprocessing.synchronize, surviving its users.
 
 Each object is a subclass of its compiled half (`manycore._native.sync`), whose methods the user calls
 without a Python frame in between, over a cell of nameless shared memory. What is added here is how an
@@ -17,7 +17,10 @@ If a process dies
                          releases made on top of it are signals: who takes one has consumed it. A process
                          that exits in order (returns, sys.exit) keeps what it took, as with the standard
                          semaphore, so that taking a permit and leaving remains a way of consuming it.
-    waiting              nothing is left.
+    waiting              nothing is left: events, conditions and barriers do not notice. A signal that a dead
+                         waiter was to get goes to the next.
+    due at a barrier     the barrier breaks when it can never be complete: when all who have arrived were of
+                         the last round (or enrolled), and another party of it was killed.
 
 Unlike multiprocessing.synchronize: nothing has a name, so nothing leaks and no tracker runs; timeouts are
     monotonic; waits are interruptible by signals; `owner()` says who holds a lock.
@@ -27,10 +30,13 @@ Source: the algorithms and their sources are in `_native/c`; _native/README.md h
 from __future__ import annotations
 
 import os
+import time
+from threading import BrokenBarrierError
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from manycore._memory.cells import Cell, allocate
+from manycore._native import events as _events
 from manycore._native import sync as _native
 from manycore._native.sync import SEM_VALUE_MAX
 
@@ -40,7 +46,17 @@ if TYPE_CHECKING:
     from manycore._native.sync import HasBuffer
     from manycore._observe.locks import Owner
 
-__all__ = ["SEM_VALUE_MAX", "BoundedSemaphore", "Lock", "RLock", "Semaphore"]
+__all__ = [
+    "SEM_VALUE_MAX",
+    "Barrier",
+    "BoundedSemaphore",
+    "BrokenBarrierError",
+    "Condition",
+    "Event",
+    "Lock",
+    "RLock",
+    "Semaphore",
+]
 
 
 def _rejoin(cls: type, cell: Cell, *details: Any) -> Any:
@@ -218,3 +234,173 @@ class BoundedSemaphore(Semaphore):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}(value={self.get_value()}, maxvalue={self._initial})>"
+
+
+# ---- signals ----
+
+
+class Event(_events.Event):
+    """A flag that processes set, clear and wait for.
+
+    Args:
+        ctx: Accepted for the standard library's sake.
+
+    Process-safety: all methods, in all processes that have it; `set` may be called by a signal handler.
+    If a process dies: waiting, nobody notices; setting, it is set or it is not.
+    Memory effects: what was written before `set` is seen after the `wait` or `is_set` that it made true.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *, ctx: object = None) -> None:  # noqa: ARG002
+        self._make(allocate(_events.EVENT_BYTES))
+
+    @classmethod
+    def _over(cls, cell: Cell) -> Event:
+        self = cls.__new__(cls)
+        self._join(cell)
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rejoin, (type(self), self.cell)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__qualname__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
+
+
+class _Count:
+    """A number that tests of the standard library's insides ask for."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def get_value(self) -> int:
+        return self._value
+
+
+class Condition(_events.Condition):
+    """Wait, with a lock held, until another process says that something has changed.
+
+    Args:
+        lock: The lock; a new `RLock` by default.
+        ctx: Accepted for the standard library's sake.
+
+    Process-safety: all methods, in all processes that have it.
+    If a process dies: waiting, nobody notices, and a notification that it was to get goes to the next;
+        holding the lock, the lock's next owner is told.
+    Memory effects: those of the lock.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, lock: Any = None, *, ctx: object = None) -> None:  # noqa: ARG002
+        self._make(allocate(_events.CONDITION_BYTES), RLock() if lock is None else lock)
+
+    @classmethod
+    def _over(cls, cell: Cell, lock: Any) -> Condition:
+        self = cls.__new__(cls)
+        self._join(cell, lock)
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rejoin, (type(self), self.cell, self._lock)
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        """Wait until `predicate()`, called with the lock held, is true; returns what it returned last.
+
+        Args:
+            predicate: Called before each wait and after each notification.
+            timeout: Seconds for the whole; None is for ever.
+        """
+        result = predicate()
+        if result:
+            return result
+        end = None if timeout is None else time.monotonic() + timeout
+        while not result:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            self.wait(left)
+            result = predicate()
+        return result
+
+    @property
+    def _sleeping_count(self) -> _Count:
+        return _Count(self._sleepers())
+
+    @property
+    def _woken_count(self) -> _Count:
+        return _Count(0)
+
+    @property
+    def _wait_semaphore(self) -> _Count:
+        return _Count(0)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}({self._lock}, {self._sleepers()})>"
+
+
+class Barrier(_events.Barrier):
+    """A fixed number of parties wait for each other, again and again.
+
+    Args:
+        parties: How many have to arrive.
+        action: Called by one of them when all have arrived, before they go on.
+        timeout: Seconds that `wait` waits by default; None is for ever.
+        ctx: Accepted for the standard library's sake.
+        on_party_death: "break": the barrier breaks when a party is killed without which it can never be
+            complete, as far as the parties are known; "wait": the others wait for a replacement.
+
+    Process-safety: all methods, in all processes that have it.
+    If a process dies: see `on_party_death`. Having arrived, it counts. Running the action: the barrier breaks.
+    Memory effects: what any party wrote before its wait is seen by all after theirs.
+    """
+
+    __slots__ = ("_action", "_timeout")
+
+    def __init__(
+        self,
+        parties: int,
+        action: Callable[[], Any] | None = None,
+        timeout: float | None = None,
+        *,
+        ctx: object = None,  # noqa: ARG002
+        on_party_death: str = "break",
+    ) -> None:
+        if on_party_death not in {"break", "wait"}:
+            raise ValueError(f'on_party_death is "break" or "wait", not {on_party_death!r}')
+        self._make(allocate(self._bytes(parties)), parties, on_party_death == "break")
+        self._action = action
+        self._timeout = timeout
+        _settle_at_exit(self)
+
+    @classmethod
+    def _over(cls, cell: Cell, action: Callable[[], Any] | None, timeout: float | None) -> Barrier:
+        self = cls.__new__(cls)
+        self._join(cell)
+        self._action = action
+        self._timeout = timeout
+        _settle_at_exit(self)
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rejoin, (type(self), self.cell, self._action, self._timeout)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Arrive, and wait for the others.
+
+        Args:
+            timeout: Seconds to wait at most; None is this barrier's own timeout.
+
+        Returns:
+            A number from 0 to parties - 1, another for each party.
+
+        Raises:
+            BrokenBarrierError: The barrier is or was broken: by `abort`, `reset`, a timeout of any party, an
+                action that raised, or a death.
+        """
+        return self._wait(self._action, self._timeout if timeout is None else timeout)
+
+    def __repr__(self) -> str:
+        state = "broken" if self.broken else f"waiters={self.n_waiting}/{self.parties}"
+        return f"<{type(self).__module__}.{type(self).__qualname__} at {id(self):#x}: {state}>"

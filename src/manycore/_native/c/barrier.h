@@ -114,7 +114,8 @@ static inline void mc_barrier_reset(mc_barrier *b) {
 
 /* ---- who the parties are ---- */
 
-static inline void mc_barrier_know(mc_barrier *b, uint64_t self, uint32_t generation) {
+/* `came`: the generation in which it arrived, plus 1. */
+static inline void mc_barrier_know_as(mc_barrier *b, uint64_t self, uint32_t came) {
     if (!b->watch) return;
     for (int pass = 0; pass < 3; pass++) {
         for (uint32_t i = 0; i < b->parties; i++) {
@@ -122,10 +123,24 @@ static inline void mc_barrier_know(mc_barrier *b, uint64_t self, uint32_t genera
             uint64_t seen = atomic_load(&party->who);
             bool take = pass == 0 ? seen == self : pass == 1 ? seen == 0 : mc_owner_is_dead(seen);
             if (!take || (seen != self && !atomic_compare_exchange_strong(&party->who, &seen, self))) continue;
-            atomic_store(&party->generation, generation + 1); /* 0 is never */
+            atomic_store(&party->generation, came);
             return;
         }
     }
+}
+
+static inline void mc_barrier_know(mc_barrier *b, uint64_t self, uint32_t generation) {
+    mc_barrier_know_as(b, self, generation + 1); /* 0 is never */
+}
+
+/* What "plus 1" of the generation before is. */
+static inline uint32_t mc_barrier_before(uint32_t generation) {
+    return generation == 0 ? MC_BARRIER_GEN_MASK + 1 : generation;
+}
+
+/* As if it had been here last time. */
+static inline void mc_barrier_enroll(mc_barrier *b, uint64_t self) {
+    mc_barrier_know_as(b, self, mc_barrier_before(mc_barrier_generation(atomic_load(&b->word))));
 }
 
 static inline void mc_barrier_withdraw(mc_barrier *b, uint64_t self) {
@@ -139,7 +154,7 @@ static inline void mc_barrier_withdraw(mc_barrier *b, uint64_t self) {
 /* Can generation `generation` never be complete? */
 static inline bool mc_barrier_is_hopeless(mc_barrier *b, uint32_t generation) {
     if (!b->watch) return false;
-    uint32_t now = generation + 1, last = generation == 0 ? MC_BARRIER_GEN_MASK + 1 : generation;
+    uint32_t now = generation + 1, last = mc_barrier_before(generation);
     bool missing = false;
     for (uint32_t i = 0; i < b->parties; i++) {
         uint64_t who = atomic_load(&b->party[i].who);
@@ -290,6 +305,13 @@ static inline void mc_barrier_abandon(mc_barrier *b, mc_barrier_waiter *w) {
         if (mc_barrier_generation(seen) != w->generation || (seen & MC_BARRIER_BROKEN) || mc_barrier_arrived(seen) == 0)
             return;
     } while (!atomic_compare_exchange_weak(&b->word, &seen, seen - (1ull << 32)));
+}
+
+static inline bool mc_barrier_is_broken(mc_barrier *b) { return atomic_load(&b->word) & MC_BARRIER_BROKEN; }
+
+static inline uint32_t mc_barrier_waiting(mc_barrier *b) {
+    uint64_t seen = atomic_load(&b->word);
+    return seen & MC_BARRIER_BROKEN ? 0 : mc_barrier_arrived(seen);
 }
 
 #endif

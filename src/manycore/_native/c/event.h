@@ -103,4 +103,9 @@ static inline mc_outcome mc_event_wait(mc_event *e, uint32_t count, uint64_t sel
     }
 }
 
+static inline void mc_event_left(mc_event *e, mc_waiting *w) {
+    mc_waiters_leave(&e->waiters, w->shown);
+    w->shown = -1;
+}
+
 #endif
