@@ -13,8 +13,8 @@
 
 typedef struct {
     _Atomic uint64_t ref; /* 0: empty */
-    uint64_t length;
-    uint8_t value;
+    _Atomic uint64_t length; /* atomic: a reader that loses the block may look while they are written again */
+    _Atomic uint8_t value;
 } mail;
 
 static mc_arena arena;
@@ -33,8 +33,8 @@ static void *read_blocks(void *argument) {
         mail *slot = &box[at++ % MAIL];
         uint64_t ref = atomic_load_explicit(&slot->ref, memory_order_acquire);
         if (ref == 0) continue;
-        uint64_t length = slot->length;
-        uint8_t value = slot->value;
+        uint64_t length = atomic_load_explicit(&slot->length, memory_order_relaxed);
+        uint8_t value = atomic_load_explicit(&slot->value, memory_order_relaxed);
         if (!atomic_compare_exchange_strong(&slot->ref, &ref, 0)) continue;
         mc_block *block = mc_block_take(&arena.view, ref, length, owner);
         if (block == NULL) die("what was sent cannot be taken");
@@ -77,10 +77,11 @@ int main(int argc, char **argv) {
                 continue;
             }
             if (error) die("alloc");
-            slot->value = (uint8_t)rand_r(&seed);
-            slot->length = length;
-            memset(source, slot->value, length < 4096 ? length : 4096);
-            for (uint64_t at = 0; at < length; at += length / 8 + 1) source[at] = slot->value;
+            uint8_t value = (uint8_t)rand_r(&seed);
+            atomic_store_explicit(&slot->value, value, memory_order_relaxed);
+            atomic_store_explicit(&slot->length, length, memory_order_relaxed);
+            memset(source, value, length < 4096 ? length : 4096);
+            for (uint64_t at = 0; at < length; at += length / 8 + 1) source[at] = value;
             if (mc_arena_fill(&arena, &fresh, source, length) != 0) die("fill");
             mc_arena_publish(fresh.block, fresh.ref, false);
             atomic_store_explicit(&slot->ref, fresh.ref, memory_order_release);
