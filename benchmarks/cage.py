@@ -60,6 +60,7 @@ def run_caged(command: Sequence[str], *, timeout: float, result: str | None = No
     """
     marker = secrets.token_hex(8)
     environ = {**os.environ, MARKER: marker, "PYTHONUNBUFFERED": "1"}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else a library is compiled anew in each process that imports it
     started = time.monotonic()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
