@@ -1,4 +1,4 @@
-"""`manycore map` when things go wrong from outside: Ctrl-C, SIGTERM, a killed worker, a killed parent, a storm of input."""
+"""`manycore map` when things go wrong from outside: Ctrl-C, SIGTERM, a killed worker, a killed parent, much input."""
 
 import json
 import os
