@@ -72,6 +72,7 @@ class ZygotePopen:
         try:
             fds = [parent, *self._fds] if tracker is None else [parent, tracker, *self._fds]
             launcher.run_first_at_exit()
+            launcher.preload(*_own_modules(type(process_obj)))
             head = pickle.dumps({**_preparation(process_obj), "tracker": tracker is not None})
             payload = len(head).to_bytes(4, "little") + head + body
             on_exit: Any = None if on_death is None else lambda _: on_death(process_obj)
@@ -122,6 +123,12 @@ class ZygotePopen:
     def certificate(self) -> Certificate | None:
         """How it ended."""
         return self.child.status
+
+
+def _own_modules(cls: type) -> list[str]:
+    """The modules of this package that a process object needs: every child has them, so the zygote imports them once."""
+    names = {base.__module__ for base in cls.__mro__}
+    return sorted(name for name in names if name.startswith("manycore."))
 
 
 def _preparation(process_obj: BaseProcess) -> dict[str, Any]:
