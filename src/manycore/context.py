@@ -188,8 +188,6 @@ class BaseContext(_std.BaseContext):
 class _Restoring(process.BaseProcess):
     """A process that sets its parent's start method in the child."""
 
-    _method: str
-
     def _restore_start_method(self) -> None:
         _force_start_method(self._method)
 

@@ -19,6 +19,7 @@ from multiprocessing.process import active_children, current_process, parent_pro
 from typing import Any
 
 from manycore._launch import Certificate, stacks
+from manycore._launch.lifeline import Tie
 from manycore._launch.outcome import Outcome
 from manycore.errors import RemoteTraceback, ResultPicklingError, TimeoutError, WorkerDied
 
@@ -78,9 +79,11 @@ class BaseProcess(_std.BaseProcess):
         cwd: The directory that it runs in; None is this process's.
 
     **If a process dies:** of a signal or otherwise, `exitcode` is true even if somebody else reaped it; when this
-    process dies, processes of the start method "zygote" are gone within a second.
+    process dies, processes of the start method "zygote", and daemonic ones of the others, are gone within a second.
     """
 
+    _method = ""  # the start method's name
+    _tie: Tie | None = None
     _outcome: Outcome | None = None
     _settings: _Settings | None = None
     _on_death: Callable[[Any], object] | None = None
@@ -127,6 +130,7 @@ class BaseProcess(_std.BaseProcess):
         if self._parent_pid != os.getpid():  # type: ignore[attr-defined]
             raise AssertionError("can only start a process object created by current process")
         _std._cleanup()  # type: ignore[attr-defined]
+        self._tie = Tie() if self.daemon and self._method != "zygote" else None
         self._popen: Any = self._Popen(self)  # type: ignore[attr-defined]
         self._sentinel = self._popen.sentinel
         # The target may refer to this object: a cycle that would keep both until the next collection.
@@ -216,6 +220,8 @@ class BaseProcess(_std.BaseProcess):
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         self._restore_start_method()
+        if self._tie is not None:
+            self._tie.arm()
         stacks.install()
         run = self.run
         self.run = lambda: self._run(run)  # type: ignore[method-assign]

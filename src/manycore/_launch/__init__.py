@@ -5,6 +5,11 @@
     certificate.py  how a process ended
     zygote.py       the clean process that forks children
     worker.py       what a forked child does around the caller's function
+    popen.py        how each start method starts a Process; bootstrap.py is the child's side
+    lifeline.py     ties daemonic processes of the standard methods to their parent
+    outcome.py      what a process's function returned or raised
+    stacks.py       the Python stacks of a running process
+    tree.py         the processes below a process
     wire.py         the records between them
     interpreter.py  the command that executes a zygote
     machine.py      the cores and the memory that this process may use

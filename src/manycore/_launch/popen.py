@@ -126,7 +126,7 @@ class ZygotePopen:
 
 
 def _own_modules(cls: type) -> list[str]:
-    """The modules of this package that a process object needs: every child has them, so the zygote imports them once."""
+    """The modules of this package that a process object needs: the zygote imports them once for all."""
     names = {base.__module__ for base in cls.__mro__}
     return sorted(name for name in names if name.startswith("manycore."))
 

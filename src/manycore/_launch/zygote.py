@@ -76,7 +76,6 @@ class Zygote:
         self._unsent: list[bytes] = []
         self._cwd: str | None = None
         self._frozen = False
-        self._ending = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._arm(signal.SIGCONT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -294,21 +293,18 @@ class Zygote:
             except BlockingIOError:
                 self._poller.modify(wire.CONTROL_FD, select.POLLIN | select.POLLOUT)
                 return
-            except OSError:
-                self._end(_LINGER_S)
+            except OSError:  # nobody is there to be told; the poller says so too
+                self._unsent.clear()
+                return
             del self._unsent[0]
         self._poller.modify(wire.CONTROL_FD, select.POLLIN)
 
-    def _end(self, linger: float) -> None:
+    def _end(self, linger: float) -> NoReturn:
         """Kill all that came of this process, then exit. The parent, if it lives, still learns how they ended.
 
         Args:
             linger: Seconds until those that may linger are killed too.
         """
-        if self._ending:  # the parent is not there to be told
-            self._unsent.clear()
-            return
-        self._ending = True
         for pid, child in self._children.items():
             child.owns_group = True
             if not child.linger:

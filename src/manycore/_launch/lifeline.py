@@ -1,0 +1,70 @@
+"""Ties a daemonic process of a standard start method to its parent, so that it cannot outlive it.
+
+The parent holds the only write end of a pipe. The child asks the kernel, on an open file of its own of the
+read end, for SIGKILL when that write end closes, and for the same when the thread that started it
+ends, if that is the main thread, which ends with the process. Either works in a child that is stopped
+or stuck in C; the second also in one that has closed all its descriptors.
+
+If a process dies: the parent: the kernel kills the child. A fork of the parent holds no write end.
+Unlike multiprocessing: there, daemonic processes are terminated only by a parent that exits in order.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from multiprocessing import reduction
+from typing import Any
+
+from manycore._launch.worker import arm
+from manycore._native import process as _native
+
+__all__ = ["Tie"]
+
+_read = _write = -1
+_hooked = False
+_lock = threading.Lock()
+
+
+class Tie:
+    """Made by the parent for one child, travels with the process object, and is armed in the child."""
+
+    def __init__(self, fd: int = -1, follows_thread: bool = False) -> None:
+        self._fd = fd if fd >= 0 else _read_end()
+        self._follows_thread = follows_thread or (fd < 0 and threading.current_thread() is threading.main_thread())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (reduction.DupFd(self._fd), self._follows_thread)
+
+    def arm(self) -> None:
+        """In the child: die with the parent."""
+        if self._follows_thread:
+            _native.set_parent_death_signal(signal.SIGKILL)
+        own = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.close(self._fd)
+        arm(own, os.getpid(), signal.SIGKILL)
+
+
+def _rebuild(handle: Any, follows_thread: bool) -> Tie:
+    return Tie(handle.detach(), follows_thread)
+
+
+def _read_end() -> int:
+    global _read, _write, _hooked
+    with _lock:
+        if _read < 0:
+            _read, _write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            if not _hooked:
+                os.register_at_fork(after_in_child=_forget)
+                _hooked = True
+        return _read
+
+
+def _forget() -> None:
+    """In a fork: the write end is the parent's alone; the read end stays, for a process object may need it."""
+    global _read, _write, _lock
+    if _write >= 0:
+        os.close(_write)
+    _read = _write = -1
+    _lock = threading.Lock()

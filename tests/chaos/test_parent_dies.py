@@ -1,0 +1,203 @@
+"""The parent is killed with SIGKILL, in every state that its children can be in: nothing is left a second later."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+MARK = "MANYCORE_CHAOS_FAMILY"
+GONE_WITHIN_S = 1.0
+SLACK_S = 4.0  # the machine may be busy with other things
+
+PROGRAM = """
+import itertools, os, signal, subprocess, sys, threading, time
+import manycore
+
+def say(text):
+    os.write(1, (text + "\\n").encode())
+
+def idle():
+    say("ready")
+    threading.Event().wait()
+
+def busy():
+    say("ready")
+    while True:
+        sum(range(1000))
+
+def stuck():
+    say("ready")
+    all(itertools.repeat(True))
+
+def deaf():
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    say("ready")
+    threading.Event().wait()
+
+def stopped():
+    say("ready")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def no_descriptors():
+    say("ready")
+    os.closerange(3, 10000)
+    all(itertools.repeat(True))
+
+def with_children():
+    if os.fork() == 0:
+        say("ready")
+        all(itertools.repeat(True))
+    subprocess.Popen(["sleep", "1000"])
+    say("ready")
+    threading.Event().wait()
+
+def with_escaped_child():
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            say("ready")
+            threading.Event().wait()
+        os._exit(0)
+    say("ready")
+    threading.Event().wait()
+
+def nested():
+    process = manycore.Process(target=stuck)
+    process.start()
+    say("ready")
+    process.join()
+
+def zygote_of_this():
+    from manycore._launch import launcher
+    return launcher.current()._zygote.pid
+
+def main(state, method, expected):
+    context = manycore.get_context(method)
+    if state == "starting":
+        say("ready")
+        while True:
+            context.Process(target=idle, daemon=True).start()
+    if state == "preloading":
+        manycore.get_context().set_forkserver_preload(["slow_to_import"])
+        manycore.Process(target=idle, daemon=True).start()
+    if state in ("zygote_killed", "zygote_stopped"):
+        context.Process(target=stuck).start()
+        os.kill(zygote_of_this(), signal.SIGKILL if state == "zygote_killed" else signal.SIGSTOP)
+    else:
+        context.Process(target=globals()[state], daemon=state != "nested").start()
+    threading.Event().wait()
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], None)
+"""
+
+READY = {"with_children": 2, "with_escaped_child": 2, "nested": 2}
+STATES = [
+    "idle",
+    "busy",
+    "stuck",
+    "deaf",
+    "stopped",
+    "no_descriptors",
+    "with_children",
+    "with_escaped_child",
+    "nested",
+    "starting",
+    "preloading",
+    "zygote_killed",
+    "zygote_stopped",
+]
+
+
+def family(mark: str) -> dict[int, str]:
+    """Living processes that carry the mark."""
+    wanted = f"{MARK}={mark}".encode()
+    found = {}
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                state = Path(f"/proc/{entry}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+                if state != "Z":
+                    command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    found[int(entry)] = f"{state} {command[:80]}"
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def shared() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("manycore", "mp-", "psm_"))}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_nothing_is_left(state: str, tmp_path: Path) -> None:
+    kill_the_parent(state, "zygote", tmp_path)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("state", ["idle", "stuck", "stopped", "no_descriptors"])
+def test_daemons_of_the_standard_methods(state: str, method: str, tmp_path: Path) -> None:
+    kill_the_parent(state, method, tmp_path)
+
+
+def kill_the_parent(state: str, method: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    (tmp_path / "slow_to_import.py").write_text("import os, time\nos.write(2, b'')\ntime.sleep(60)\n", encoding="utf-8")
+    mark = uuid.uuid4().hex
+    before = shared()
+    parent = subprocess.Popen(
+        [sys.executable, str(program), state, method],
+        stdout=subprocess.PIPE,
+        env={**os.environ, MARK: mark},
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    try:
+        if state == "preloading":
+            wait_for(lambda: any("zygote" in text for text in family(mark).values()))
+        elif state not in {"zygote_killed", "zygote_stopped"}:
+            for _ in range(READY.get(state, 1)):
+                assert parent.stdout.readline() == b"ready\n"
+        else:
+            assert parent.stdout.readline() == b"ready\n"
+            wait_for(lambda: zygote_is_down(mark, state))
+        if state == "stopped":
+            wait_for(lambda: any(text.startswith("T") for text in family(mark).values()))
+        parent.kill()
+        killed = time.monotonic()
+        parent.wait()
+        while family(mark) and time.monotonic() < killed + GONE_WITHIN_S + SLACK_S:
+            select.poll().poll(10)
+        assert family(mark) == {}
+        assert shared() <= before
+    finally:
+        parent.stdout.close()
+        if parent.poll() is None:
+            parent.kill()
+            parent.wait()
+        for pid in family(mark):
+            os.kill(pid, signal.SIGKILL)
+
+
+def zygote_is_down(mark: str, state: str) -> bool:
+    zygotes = [text for text in family(mark).values() if "zygote of" in text]
+    return not zygotes if state == "zygote_killed" else any(text.startswith("T") for text in zygotes)
+
+
+def wait_for(condition: object, within: float = 20.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline
+        select.poll().poll(5)
