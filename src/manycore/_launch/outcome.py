@@ -21,11 +21,14 @@ _HEAD_BYTES = 8
 class Outcome:
     """A place for one outcome, which travels to the child with the process object."""
 
+    _fd = -1
+
     def __init__(self, fd: int | None = None) -> None:
         self._fd = os.memfd_create("manycore-outcome", os.MFD_CLOEXEC) if fd is None else fd
 
     def __del__(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (reduction.DupFd(self._fd),)
