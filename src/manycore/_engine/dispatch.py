@@ -25,6 +25,7 @@ Invariants:
     state is DONE      <=> it is not in `_tasks`; nothing will be told of it again
     0 <= received <= count; received == count only in DONE
     an item's code begins at most 1 + retries times
+    a page that shows the id of a task in `_tasks` is that of the worker which has the task now, or had it and died
 If a process dies: `worker_died` says who fails (only the item whose code may have begun), who goes back into
     the queue, and whether a new worker is to be started. Workers that die before they were ever ready count
     against the restart budget, because then the fault is not a task's.
@@ -194,7 +195,10 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The chunk as a whole cannot be unpickled: send its items from `task.received` on one by one."""
+    """The chunk as a whole cannot be unpickled: send its items from `task.received` on one by one.
+
+    The first of them inherits `task.tries`.
+    """
 
     task: Task
 
@@ -280,14 +284,17 @@ class Dispatcher:
         """The tasks that are not done, in order of submission."""
         return list(self._tasks.values())
 
+    def _name(self, task: Task) -> None:
+        task.id = self._next_id
+        self._next_id += 1
+        self._tasks[task.id] = task
+
     def submit(self, task: Task) -> None:
         """A new task: it gets an id and waits in the queue."""
         if task.state is not _NEW:
             raise IllegalTransition(f"task {task.id} was submitted before")
-        task.id = self._next_id
-        self._next_id += 1
+        self._name(task)
         task.state = _QUEUED
-        self._tasks[task.id] = task
         self._backlog.append(task)
         if task.timeout_ns:
             self._timeouts[task.timeout_ns] = self._timeouts.get(task.timeout_ns, 0) + 1
@@ -353,6 +360,9 @@ class Dispatcher:
         if task.state is not _PUBLISHED or item != task.received:
             raise IllegalTransition(f"task {task_id} ({task.state.value}, {task.received} done): item {item} failed")
         if task.count == 1 and not self._spent(task):
+            # A new id: the worker's page still shows the old one, and the worker may die before it clears it.
+            del self._tasks[task.id]
+            self._name(task)
             return [self._requeue(task)]
         return self._give_up_item(task, running=True)
 

@@ -235,6 +235,8 @@ class MapRun:
         """Send the rest of a chunk item by item, because it cannot be unpickled as a whole. Without locks."""
         first, items = self._in_flight.pop(task)
         singles = [self._encode(first + place, [items[place]]) for place in range(task.received, task.count)]
+        if singles[0] is not None:
+            singles[0].tries = task.tries  # what has begun before counts
         self._engine.submit_again([single for single in singles if single is not None])
 
     def arguments(self, task: Task, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
