@@ -39,6 +39,7 @@ from manycore.errors import OwnerDied as OwnerDied
 from manycore.errors import PoolBroken as PoolBroken
 from manycore.errors import PoolClosed as PoolClosed
 from manycore.errors import ProcessError as ProcessError
+from manycore.errors import RestartLimitExceeded as RestartLimitExceeded
 from manycore.errors import ResultPicklingError as ResultPicklingError
 from manycore.errors import TaskPicklingError as TaskPicklingError
 from manycore.errors import TaskTimeout as TaskTimeout
@@ -46,6 +47,7 @@ from manycore.errors import TimeoutError as TimeoutError
 from manycore.errors import WorkerDied as WorkerDied
 from manycore.futures import Future as Future
 from manycore.futures import ProcessPoolExecutor as ProcessPoolExecutor
+from manycore.group import Group as Group
 from manycore.pool import Failure as Failure
 from manycore.pool import Outcome as Outcome
 from manycore.pool import Pool as Pool
@@ -54,6 +56,8 @@ from manycore.pool import map as map
 from manycore.process import active_children as active_children
 from manycore.process import current_process as current_process
 from manycore.process import parent_process as parent_process
+from manycore.supervisor import Supervisor as Supervisor
+from manycore.supervisor import supervise as supervise
 from manycore.synchronize import BoundedSemaphore as BoundedSemaphore
 from manycore.synchronize import BrokenBarrierError as BrokenBarrierError
 from manycore.synchronize import Lock as Lock
@@ -77,6 +81,7 @@ __all__ = [
     "Event",
     "Failure",
     "Future",
+    "Group",
     "JoinableQueue",
     "LaunchError",
     "Lock",
@@ -97,9 +102,11 @@ __all__ = [
     "RLock",
     "RawArray",
     "RawValue",
+    "RestartLimitExceeded",
     "ResultPicklingError",
     "Semaphore",
     "SimpleQueue",
+    "Supervisor",
     "TaskPicklingError",
     "TaskTimeout",
     "TimeoutError",
@@ -123,4 +130,5 @@ __all__ = [
     "set_executable",
     "set_forkserver_preload",
     "set_start_method",
+    "supervise",
 ]

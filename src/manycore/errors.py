@@ -32,6 +32,7 @@ __all__ = [
     "PoolClosed",
     "ProcessError",
     "RemoteTraceback",
+    "RestartLimitExceeded",
     "ResultPicklingError",
     "TaskPicklingError",
     "TaskTimeout",
@@ -104,6 +105,10 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'
+
+
+class RestartLimitExceeded(ManycoreError, ProcessError):
+    """A supervised process ended more often than its supervisor's budget bears; it was not started again."""
 
 
 class OwnerDied(ManycoreError, ProcessError):

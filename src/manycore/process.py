@@ -180,7 +180,7 @@ class BaseProcess(_std.BaseProcess):
             TimeoutError: The process still runs.
             WorkerDied: The process ended without a result; the certificate says how.
             ResultPicklingError: The result could not be pickled.
-            BaseException: What `run` raised, with its traceback as the cause.
+            Exception: What `run` raised, with its traceback as the cause.
         """
         if self._outcome is None:
             raise ValueError(f"{self.name} keeps no result: it was made without result=True")
@@ -238,8 +238,6 @@ class BaseProcess(_std.BaseProcess):
             return
         try:
             outcome.put(run())
-        except BaseException as error:
-            if isinstance(error, SystemExit) and not error.code:
-                raise
+        except Exception as error:  # what is meant to end a process (SystemExit, KeyboardInterrupt) ends this one alone
             outcome.put_exception(error)
-            sys.exit(1 if not isinstance(error, SystemExit) else error.code)
+            sys.exit(1)

@@ -109,6 +109,10 @@ class ZygotePopen:
         """Send SIGINT."""
         self.child.signal(signal.SIGINT)
 
+    def resume(self) -> None:
+        """Continue the process if it is stopped: then it takes no other signal but SIGKILL."""
+        self.child.signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """Kill the process and its process group."""
         self.child.kill()
@@ -221,6 +225,10 @@ class _Watched:
         """Send SIGINT."""
         self._send_signal(signal.SIGINT)
 
+    def resume(self) -> None:
+        """Continue the process if it is stopped: then it takes no other signal but SIGKILL."""
+        self._send_signal(signal.SIGCONT)
+
     def _send_signal(self, sig: int) -> None:
         if self.returncode is None:
             try:
@@ -235,7 +243,7 @@ class _Watched:
         """SIGTERM, and SIGKILL for the process and those below it after `grace` seconds."""
         below = tree.hold(tree.descendants(self.pid))
         self._send_signal(signal.SIGTERM)
-        self._send_signal(signal.SIGCONT)  # a stopped process takes no signal but SIGKILL and this one
+        self.resume()
         if self.wait(grace) is None:
             below += tree.hold(tree.descendants(self.pid))
             self._send_signal(signal.SIGKILL)

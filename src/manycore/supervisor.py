@@ -1,0 +1,280 @@
+"""`supervise` and `Supervisor`: long-lived processes that are started again when they end, within a budget.
+
+If a process dies: it is started again as its `restart` says ("always", "on-failure", "never"); with the
+    strategy "all_for_one" its siblings are stopped, last first, and all are started again, in order.
+    More than `max_restarts` restarts in `within` seconds: all are stopped, and `wait` raises.
+Source: Erlang/OTP's supervisors.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from manycore import context as _context
+from manycore._launch.watch import Watcher
+from manycore.errors import RestartLimitExceeded
+
+__all__ = ["Supervisor", "supervise"]
+
+_GRACE_S = 2.0  # from SIGTERM to SIGKILL
+_MAX_BACKOFF_S = 60.0
+
+Restart = Literal["on-failure", "always", "never"]
+
+
+class _Child:
+    """One place in a supervisor: what is run there, and the process that runs it now."""
+
+    def __init__(self, target: Callable[..., object], args: Any, kwargs: Any, restart: Restart, name: str) -> None:
+        self.target = target
+        self.args = args
+        self.kwargs = kwargs
+        self.restart = restart
+        self.name = name
+        self.process: Any = None
+        self.finished = False  # it ended, and is not to be started again
+        self.stopping = False  # its end was asked for
+
+
+class Supervisor:
+    """Keeps processes running.
+
+    Args:
+        strategy: "one_for_one" starts again what ended; "all_for_one" starts all again when one ends.
+        restart: What ends is started again: "on-failure" (an exit code that is not 0), "always" or "never".
+        max_restarts: The budget: so many restarts within `within` seconds are borne.
+        within: Seconds.
+        backoff: Seconds before a restart; doubled for each further one within `within`.
+        grace: Seconds from SIGTERM to SIGKILL for what is stopped.
+        context: How processes are started: the context of a start method, or None for the default.
+
+    **If a process dies:** see the module. **Process-safety:** for the process that made it alone; its threads
+    may share it.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: Literal["one_for_one", "all_for_one"] = "one_for_one",
+        restart: Restart = "on-failure",
+        max_restarts: int = 3,
+        within: float = 5.0,
+        backoff: float = 0.0,
+        grace: float = _GRACE_S,
+        context: Any = None,
+    ) -> None:
+        if strategy not in {"one_for_one", "all_for_one"}:
+            raise ValueError(f"strategy must be 'one_for_one' or 'all_for_one', not {strategy!r}")
+        self._strategy = strategy
+        self._restart = _checked(restart)
+        self._max_restarts = max_restarts
+        self._within = within
+        self._backoff = backoff
+        self._grace = grace
+        self._context = _context.get_context() if context is None else context
+        self._restarts: deque[float] = deque()
+        self._total = 0
+        # _lock guards the fields above and below; processes are started under it, so that a stop sees them all.
+        self._lock = threading.Condition(threading.RLock())
+        self._children: list[_Child] = []
+        self._error: Exception | None = None
+        self._stopped = False
+        self._watcher = Watcher("manycore-supervisor")
+
+    @property
+    def processes(self) -> list[Any]:
+        """The processes that run now, or did last, in the order of their places."""
+        with self._lock:
+            return [child.process for child in self._children]
+
+    @property
+    def restarts(self) -> int:
+        """How many processes have been started again."""
+        return self._total
+
+    def start(self, target: Callable[..., object], /, *args: Any, restart: Restart | None = None, **kwargs: Any) -> Any:
+        """Start a process that calls `target(*args, **kwargs)`, and keep it running.
+
+        Args:
+            target: What it calls.
+            args: For `target`.
+            restart: As for the supervisor, for this process alone.
+            kwargs: For `target`.
+
+        Returns:
+            The process that runs first.
+        """
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError("the supervisor has been stopped")
+            name = f"{getattr(target, '__name__', 'process')}-{len(self._children) + 1}"
+            child = _Child(target, args, kwargs, self._restart if restart is None else _checked(restart), name)
+            self._launch(child)
+            self._children.append(child)
+            return child.process
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until no process runs and none will be started again.
+
+        Args:
+            timeout: In seconds; None waits as long as it takes.
+
+        Returns:
+            False if the timeout passed.
+
+        Raises:
+            RestartLimitExceeded: The budget was used up; its cause is the last failure.
+        """
+        with self._lock:
+            done = self._lock.wait_for(self._is_over, timeout)
+            if self._error is not None:
+                raise self._error
+            return done
+
+    def stop(self) -> None:
+        """Stop every process, last first, and start none again."""
+        with self._lock:
+            self._stopped = True
+            children = list(self._children)
+        self._watcher.close()
+        self._end(children)
+        with self._lock:
+            self._lock.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self.stop()
+
+    def _is_over(self) -> bool:
+        return self._stopped or all(child.finished for child in self._children)
+
+    def _launch(self, child: _Child) -> None:
+        child.stopping = False
+        child.process = self._context.Process(
+            target=child.target, args=child.args, kwargs=child.kwargs, name=child.name, result=True
+        )
+        child.process.start()
+        process = child.process
+        self._watcher.watch(process.sentinel, lambda: self._ended(child, process))
+
+    # -- in the watcher's thread --------------------------------------------------------------------------
+
+    def _ended(self, child: _Child, process: Any) -> None:
+        process.join()
+        with self._lock:
+            if self._stopped or child.stopping:
+                return
+            if child.restart == "never" or (child.restart == "on-failure" and process.exitcode == 0):
+                child.finished = True
+                self._lock.notify_all()
+                return
+            now = time.monotonic()
+            self._restarts.append(now)
+            while self._restarts[0] < now - self._within:
+                self._restarts.popleft()
+            count = len(self._restarts)
+            siblings = [child]
+            if self._strategy == "all_for_one":
+                siblings = [other for other in self._children if not other.finished or other is child]
+            for other in siblings:
+                other.stopping = True
+        if count > self._max_restarts:
+            self._give_up(child)
+            return
+        self._end([other for other in siblings if other is not child])
+        delay = min(self._backoff * 2 ** (count - 1), _MAX_BACKOFF_S)
+        self._watcher.after(delay, lambda: self._start_again(siblings))
+
+    def _start_again(self, children: list[_Child]) -> None:
+        for child in children:
+            with self._lock:
+                if self._stopped:
+                    return
+                self._total += 1
+                try:
+                    self._launch(child)
+                    continue
+                except OSError:
+                    pass
+            self._give_up(child)
+            return
+
+    def _give_up(self, child: _Child) -> None:
+        """End all, outside the lock, since that can take the grace."""
+        try:
+            child.process.result(0)
+            cause: BaseException | None = None
+        except Exception as error:
+            cause = error
+        self._end([other for other in self._children if other is not child])
+        with self._lock:
+            self._stopped = True
+            self._error = RestartLimitExceeded(
+                f"{child.name} ended (exit code {child.process.exitcode}) and was not started again: "
+                f"more than {self._max_restarts} restarts in {self._within} s"
+            )
+            self._error.__cause__ = cause
+            self._watcher.close()
+            self._lock.notify_all()
+
+    def _end(self, children: list[_Child]) -> None:
+        for child in reversed(children):
+            if child.process.is_alive():
+                child.process.terminate(grace=self._grace)
+            child.process.join()
+
+
+def supervise(
+    target: Callable[..., object],
+    /,
+    *args: Any,
+    restart: Restart = "on-failure",
+    max_restarts: int = 3,
+    within: float = 5.0,
+    backoff: float = 0.0,
+    grace: float = _GRACE_S,
+    context: Any = None,
+) -> Supervisor:
+    """Start a process that calls `target(*args)`, and start it again when it ends.
+
+    Args:
+        target: What it calls.
+        args: For `target`.
+        restart: When: "on-failure" (an exit code that is not 0), "always" or "never".
+        max_restarts: The budget: so many restarts within `within` seconds are borne.
+        within: Seconds.
+        backoff: Seconds before a restart; doubled for each further one within `within`.
+        grace: Seconds from SIGTERM to SIGKILL when it is stopped.
+        context: How it is started: the context of a start method, or None for the default.
+
+    Returns:
+        Its supervisor: `wait()` waits for its end for good, `stop()` makes that; also a context manager.
+    """
+    supervisor = Supervisor(
+        restart=restart, max_restarts=max_restarts, within=within, backoff=backoff, grace=grace, context=context
+    )
+    try:
+        supervisor.start(target, *args)
+    except BaseException:
+        supervisor.stop()
+        raise
+    return supervisor
+
+
+def _checked(restart: Restart) -> Restart:
+    if restart not in {"on-failure", "always", "never"}:
+        raise ValueError(f"restart must be 'on-failure', 'always' or 'never', not {restart!r}")
+    return restart

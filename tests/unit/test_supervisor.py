@@ -1,0 +1,119 @@
+"""`supervise` and `Supervisor`: what is started again, and when no more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import manycore
+from manycore import Supervisor, supervise
+
+
+def count_and_fail(path: str, enough: int) -> None:
+    """Fails until it has run `enough` times."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("x")
+    if len(Path(path).read_text(encoding="utf-8")) < enough:
+        raise ValueError("not yet")
+
+
+def note_and_stay(path: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()}\n")
+    threading.Event().wait()
+
+
+def succeed() -> None:
+    pass
+
+
+def lines(path: Path, count: int) -> list[int]:
+    """The pids in a file, once there are so many."""
+    waiting = threading.Event()
+    for _ in range(3000):
+        found = path.read_text(encoding="utf-8").split() if path.exists() else []
+        if len(found) >= count:
+            return [int(pid) for pid in found]
+        waiting.wait(0.01)
+    raise AssertionError(found)
+
+
+def test_it_is_started_again_until_it_succeeds(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    with supervise(count_and_fail, str(path), 3) as supervisor:
+        assert supervisor.wait(30)
+    assert path.read_text(encoding="utf-8") == "xxx"
+    assert supervisor.restarts == 2
+
+
+def test_the_budget_ends_in_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    supervisor = supervise(count_and_fail, str(path), 1000, max_restarts=2, within=1000)
+    with pytest.raises(manycore.RestartLimitExceeded, match="more than 2 restarts in 1000 s") as caught:
+        supervisor.wait(30)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert path.read_text(encoding="utf-8") == "xxx"
+    supervisor.stop()
+
+
+def test_always_and_never(tmp_path: Path) -> None:
+    supervisor = supervise(succeed, restart="always", max_restarts=3, within=1000)
+    with pytest.raises(manycore.RestartLimitExceeded):
+        supervisor.wait(30)
+    assert supervisor.restarts == 3
+    supervisor.stop()
+    path = tmp_path / "runs"
+    with supervise(count_and_fail, str(path), 2, restart="never") as supervisor:
+        assert supervisor.wait(30)
+    assert path.read_text(encoding="utf-8") == "x"
+
+
+@pytest.mark.parametrize("strategy", ["one_for_one", "all_for_one"])
+def test_strategies(strategy: Any, tmp_path: Path) -> None:
+    paths = [tmp_path / "first", tmp_path / "second"]
+    supervisor = Supervisor(strategy=strategy)
+    try:
+        for path in paths:
+            supervisor.start(note_and_stay, str(path))
+        before = [lines(path, 1)[0] for path in paths]
+        os.kill(before[0], signal.SIGKILL)
+        after = lines(paths[0], 2)
+        assert after[0] == before[0]
+        if strategy == "all_for_one":
+            assert lines(paths[1], 2)[1] != before[1]
+        else:
+            assert supervisor.processes[1].is_alive()
+            assert lines(paths[1], 1) == [before[1]]
+    finally:
+        supervisor.stop()
+    assert not any(process.is_alive() for process in supervisor.processes)
+
+
+def test_backoff_delays(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    with supervise(count_and_fail, str(path), 2, backoff=0.2) as supervisor:
+        assert not supervisor.wait(0.1)
+        assert supervisor.wait(30)
+
+
+def test_stop(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    supervisor = supervise(note_and_stay, str(path))
+    lines(path, 1)
+    supervisor.stop()
+    assert supervisor.wait(0)
+    assert supervisor.processes[0].exitcode == -signal.SIGTERM
+    with pytest.raises(RuntimeError, match="stopped"):
+        supervisor.start(succeed)
+
+
+def test_wrong_words() -> None:
+    with pytest.raises(ValueError, match="restart must be"):
+        supervise(succeed, restart="sometimes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="strategy must be"):
+        Supervisor(strategy="none")  # type: ignore[arg-type]
