@@ -6,7 +6,7 @@
     jsonl    a line is one JSON value     csv      an item is a record, by the names in the first line
 
 Invariants:
-    No more than one line or record is held at a time, and never a list of all items; of paths, at most
+    No more than a few lines or one record are held at a time, and never a list of all items; of paths, at most
     `_LISTED_AHEAD`, so that the number of files is known where they are not very many.
     What cannot be read becomes a `BadItem` in its place: it fails there, and the items after it go on.
 """
@@ -21,10 +21,13 @@ import stat
 import sys
 from array import array
 from bisect import bisect_right
+from collections import deque
 from typing import TYPE_CHECKING, Literal
 
 from manycore._cli.exits import CommandError
+from manycore._cli.lines import Lines
 from manycore._cli.task import BadItem
+from manycore._engine.mapping import NOTHING_YET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,7 +43,6 @@ STANDARD_INPUT = "-"
 _LISTED_AHEAD = 100_000  # paths; about 15 MB
 _LONGEST_FIELD_BYTES = 16 << 20  # of CSV: an unclosed quote shall not swallow a whole file
 _WHOLE_FILE = 0  # stands for a line where a file could not be read at all
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Inputs:
@@ -71,19 +73,25 @@ class Inputs:
         self._run_source = array("q")  # the file, as a position in _sources
         self._bytes_read = 0
         self._bytes_expected: int | None = None
-        self._ahead: list[str | BadItem] = []
-        self._rest: Iterator[str | BadItem] = iter(())
+        self._bytes_before = 0  # of the files before the one that is being read
+        self._ahead: list[object] = []
+        self._all_listed = False
+        self._rest: Iterator[object] = iter(())
         if self.kind == "files":
             self._rest = self._paths()
-            self._ahead = list(itertools.islice(self._rest, _LISTED_AHEAD))
+            if STANDARD_INPUT not in self._roots:
+                self._ahead = list(itertools.islice(self._rest, _LISTED_AHEAD))
+                self._all_listed = len(self._ahead) < _LISTED_AHEAD
         else:
             self._bytes_expected = _bytes_of(self._roots)
 
     def __iter__(self) -> Iterator[object]:
+        """The items; where a pipe has nothing at the moment, `NOTHING_YET`, which is no item."""
         items = {"files": self._files, "lines": self._lines, "jsonl": self._json_lines, "csv": self._records}
         try:
             for item in items[self.kind]():
-                self._given += 1
+                if item is not NOTHING_YET:
+                    self._given += 1
                 yield item
         except OSError as error:  # of a file that was opened and cannot be read on
             self._given += 1
@@ -95,7 +103,7 @@ class Inputs:
         if self._exhausted:
             return self._given
         if self.kind == "files":
-            return len(self._ahead) if len(self._ahead) < _LISTED_AHEAD else None
+            return len(self._ahead) if self._all_listed else None
         if self._bytes_expected is None or not self._bytes_read or not self._given:
             return None
         return max(self._given, round(self._given * self._bytes_expected / self._bytes_read))
@@ -110,57 +118,53 @@ class Inputs:
         line = self._run_line[run] + index - self._run_start[run]
         return f"{self._sources[self._run_source[run]]} line {line}"
 
-    def _paths(self) -> Iterator[str | BadItem]:
+    def _paths(self) -> Iterator[object]:
         for root in self._roots:
             if root == STANDARD_INPUT:
                 with _open(root) as file:
-                    yield from (_text(line) for _, line in self._numbered(file) if line.strip())
+                    for number, raw in self._numbered(Lines(file, self._ending)):
+                        if raw.strip():
+                            yield _text(raw)
+                        elif not number:
+                            yield NOTHING_YET
             elif os.path.isdir(root):
                 yield from _walk(root, self._excluded)
             else:
                 yield root
 
-    def _files(self) -> Iterator[str | BadItem]:
+    def _files(self) -> Iterator[object]:
         yield from self._ahead
         yield from self._rest
 
-    def _documents(self) -> Iterator[BinaryIO | BadItem]:
+    def _documents(self) -> Iterator[Lines | BadItem]:
         """The files to read lines from, open."""
-        for path in self._paths() if self._roots != [STANDARD_INPUT] else self._roots:
-            if isinstance(path, BadItem):
-                self._sources.append(path.text)
-                self._stands_at(_WHOLE_FILE)
-                yield path
-                continue
-            try:
-                file = _open(path)
-            except OSError as error:
-                self._sources.append(path)
-                self._stands_at(_WHOLE_FILE)
-                yield BadItem(path, f"cannot read it: {error.strerror}")
-                continue
-            self._sources.append("standard input" if path == STANDARD_INPUT else path)
-            with file:
-                yield file
+        for root in self._roots:
+            for path in _walk(root, self._excluded) if os.path.isdir(root) else (root,):
+                reason = path.reason if isinstance(path, BadItem) else ""
+                name = path.text if isinstance(path, BadItem) else path
+                if not reason:
+                    try:
+                        file = _open(name)
+                    except OSError as error:
+                        reason = f"cannot read it: {error.strerror}"
+                self._sources.append("standard input" if name == STANDARD_INPUT else name)
+                if reason:
+                    self._stands_at(_WHOLE_FILE)
+                    yield BadItem(name, reason)
+                    continue
+                with file:
+                    yield Lines(file, self._ending)
 
-    def _numbered(self, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        for number, raw in enumerate(file if is_regular else self._awaited(file), 1):
-            self._bytes_read += len(raw)
-            yield number, raw.removeprefix(_BYTE_ORDER_MARK) if number == 1 else raw
-
-    def _awaited(self, file: BinaryIO) -> Iterator[bytes]:
-        """The lines of a pipe or a terminal, where the next one may take for ever."""
-        while True:
-            self._ending.raises = True
-            try:
-                self._ending.check()
-                raw = file.readline()
-            finally:
-                self._ending.raises = False
-            if not raw:
-                return
-            yield raw
+    def _numbered(self, lines: Lines) -> Iterator[tuple[int, bytes]]:
+        """Each line with its number; (0, b"") where none has come yet."""
+        number = 0
+        while (batch := lines.batch()) is not None:
+            self._bytes_read = self._bytes_before + lines.bytes_read
+            if not batch:
+                yield 0, b""
+            yield from enumerate(batch, number + 1)
+            number += len(batch)
+        self._bytes_before = self._bytes_read
 
     def _stands_at(self, line: int) -> None:
         """Note that the item which comes next is on `line` of the newest source."""
@@ -173,16 +177,16 @@ class Inputs:
         self._run_line.append(line)
         self._run_source.append(source)
 
-    def _lines(self) -> Iterator[str | BadItem]:
+    def _lines(self) -> Iterator[object]:
         for document in self._documents():
             if isinstance(document, BadItem):
                 yield document
                 continue
             self._stands_at(1)
-            for _, raw in self._numbered(document):
-                yield _text(raw)
+            for number, raw in self._numbered(document):
+                yield _text(raw) if number else NOTHING_YET
 
-    def _json_lines(self) -> Iterator[str | BadItem]:
+    def _json_lines(self) -> Iterator[object]:
         for document in self._documents():
             if isinstance(document, BadItem):
                 yield document
@@ -190,6 +194,8 @@ class Inputs:
             for number, raw in self._numbered(document):
                 text = raw.strip()
                 if not text:
+                    if not number:
+                        yield NOTHING_YET
                     continue
                 self._stands_at(number)
                 try:
@@ -197,15 +203,22 @@ class Inputs:
                 except UnicodeDecodeError as error:
                     yield BadItem(_text(text), f"not JSON: byte {error.start + 1} of the line is not UTF-8")
 
-    def _records(self) -> Iterator[dict[str, str] | BadItem]:
+    def _records(self) -> Iterator[object]:
         csv.field_size_limit(_LONGEST_FIELD_BYTES)
         for document in self._documents():
             if isinstance(document, BadItem):
                 yield document
                 continue
-            reader = csv.reader(_ended_text(raw) for _, raw in self._numbered(document))
+            pending: deque[bytes] = deque()
+            reader = csv.reader(self._csv_text(document, pending))
             header: list[str] | None = None
             while True:
+                if not pending and (batch := document.batch()) is not None:
+                    self._bytes_read = self._bytes_before + document.bytes_read
+                    pending += batch
+                    if not batch:
+                        yield NOTHING_YET
+                        continue
                 first_line = reader.line_num + 1
                 try:
                     row = next(reader)
@@ -225,6 +238,18 @@ class Inputs:
                     yield dict(zip(header, row, strict=True))
                 else:
                     yield BadItem(",".join(row), f"{len(row)} fields where the first line names {len(header)}")
+            self._bytes_before = self._bytes_read
+
+    @staticmethod
+    def _csv_text(lines: Lines, pending: deque[bytes]) -> Iterator[str]:
+        """The text of lines for a CSV reader; in the middle of a record it waits for the next."""
+        while True:
+            while pending:
+                yield pending.popleft().decode("utf-8", "surrogateescape")
+            batch = lines.wait()
+            if batch is None:
+                return
+            pending += batch
 
 
 def _expand(name: str) -> list[str]:
@@ -285,10 +310,6 @@ def _open(path: str) -> BinaryIO:
 def _text(raw: bytes) -> str:
     """A line without its end; bytes that are not UTF-8 become what Python makes of such file names."""
     return raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
-
-
-def _ended_text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
 
 
 def standard_input_is_terminal() -> bool:

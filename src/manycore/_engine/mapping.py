@@ -143,6 +143,9 @@ class Block:
 
 FAILED: Final = -1
 
+# An input gives this in place of an item when it has none at the moment: results do not wait for its next one.
+NOTHING_YET: Final = object()
+
 
 class MapRun:
     """One map call.
@@ -357,7 +360,10 @@ class MapRun:
         source, supply = self._source, self._supply
         try:
             while self._sent + len(supply) - self._yielded < window:
-                supply.append(next(source))
+                item = next(source)
+                if item is NOTHING_YET:
+                    return
+                supply.append(item)
                 if len(supply) >= self._chunk and len(self._in_flight) < PER_WORKER * self._workers:
                     self.advance()  # an input that is slow to read must not keep the workers waiting
         except StopIteration:

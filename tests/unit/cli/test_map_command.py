@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.cli.command import Ended, run, shell
+from tests.unit.cli.command import Ended, run, shell, started
 
 WORK = """
 import dataclasses, os, signal, sys, time
@@ -204,6 +205,27 @@ def test_retries_try_again() -> None:
     assert (ended.status, records(ended.out)[0]["result"]) == (0, 3)
     ended = run("map", "work.py:flaky", "-", "--items", "files", input="other\n")
     assert ended.status == 1
+
+
+@pytest.mark.parametrize("kind", ["lines", "jsonl", "csv", "files"])
+def test_a_result_does_not_wait_for_the_next_line(kind: str) -> None:
+    with started("map", "work.py:same", "-", "--items", kind, stdin=subprocess.PIPE) as command:
+        source, results = command.process.stdin, command.process.stdout
+        assert source is not None
+        assert results is not None
+        if kind == "csv":
+            source.write(b"n\n")
+        for number in range(1, 31):
+            for piece in (b"%d" % number, b"%d\n" % number):
+                source.write(piece)
+                source.flush()
+            item = json.loads(results.readline())["item"]
+            assert item == {"csv": {"n": f"{number}{number}"}, "jsonl": int(f"{number}{number}")}.get(kind, item)
+        source.write(b"99")
+        source.close()
+        command.process.stdin = None
+        assert json.loads(results.readline())["index"] == 30
+        assert command.process.wait(10) == 0
 
 
 def test_what_a_task_prints_does_not_get_among_the_results() -> None:
