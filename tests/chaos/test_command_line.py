@@ -1,9 +1,13 @@
 """`manycore map` when things go wrong from outside: Ctrl-C, SIGTERM, a killed worker, a killed parent, much input."""
 
+import array
+import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -122,7 +126,7 @@ def test_ctrl_c_ends_workers_that_do_not_listen(signals: int) -> None:
 def test_ctrl_c_while_waiting_for_input() -> None:
     with started("map", "work.py:square", "-", stdin=subprocess.PIPE) as command:
         assert command.process.stdin is not None
-        command.process.stdin.write(b"".join(b"%d\n" % number for number in range(100_000)))
+        command.process.stdin.write(b"".join(b"%d\n" % number for number in range(1000)))
         command.process.stdin.flush()
         assert command.process.stdout is not None
         assert json.loads(command.process.stdout.readline())["result"] == 0
@@ -132,6 +136,28 @@ def test_ctrl_c_while_waiting_for_input() -> None:
         ended_in_time(command, since)
         source.close()
     assert command.process.returncode == 130
+
+
+def test_ctrl_c_while_nobody_reads_the_results() -> None:
+    with open("lines", "w", encoding="ascii") as file:
+        file.writelines(f"{number}\n" for number in range(1_000_000))
+    reader, writer = os.pipe()
+    with started("map", "work.py:square", "lines", stdout=writer) as command:
+        os.close(writer)
+        while not is_full(reader):
+            time.sleep(0.01)
+        since = time.monotonic()
+        command.interrupt()
+        ended_in_time(command, since)
+    os.close(reader)
+    assert command.process.returncode == 130
+
+
+def is_full(pipe: int) -> bool:
+    """Whether a pipe has as much as it holds."""
+    waiting = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+    return waiting[0] > fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) - select.PIPE_BUF
 
 
 def test_sigterm_is_as_orderly_as_ctrl_c() -> None:

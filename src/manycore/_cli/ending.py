@@ -55,11 +55,15 @@ class Ending:
 
     def watch(self) -> None:
         """Take over this process's signals, for the rest of its life."""
-        signal.signal(signal.SIGINT, self._on_interrupt)
         signal.signal(signal.SIGPIPE, self._on_wake_up)
-        for signum in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
-                signal.signal(signum, self._on_terminate)
+        handlers = {
+            signal.SIGINT: self._on_interrupt,
+            signal.SIGTERM: self._on_terminate,
+            signal.SIGHUP: self._on_terminate,
+        }
+        for signum, handler in handlers.items():
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup and a shell's & leave them
+                signal.signal(signum, handler)
 
     def note(self, cause: Ended | OSError) -> None:
         """Note why the run shall end, unless that is known already. Any thread may call this."""

@@ -26,7 +26,7 @@ from manycore._cli.inputs import Inputs, Kind, standard_input_is_terminal
 from manycore._cli.output import InOrder, Output
 from manycore._cli.summary import Failure, Tally, failure_of, shorten
 from manycore._cli.target import import_or_explain, resolve
-from manycore._cli.task import BadItem, Done, Target, Task, encode, parse, settle
+from manycore._cli.task import HEAD, BadItem, Done, Target, Task, encode, parse, settle
 from manycore._engine.mapping import MapOptions
 from manycore._launch.machine import cpu_count
 from manycore._observe.progress import Reporter, start_progress
@@ -34,7 +34,7 @@ from manycore.errors import PoolBroken
 
 if TYPE_CHECKING:
     from manycore._engine.local import Stats
-    from manycore._engine.mapping import MapRun, Outcome
+    from manycore._engine.mapping import Block, MapRun
 
 __all__ = ["command"]
 
@@ -224,62 +224,85 @@ class _Run:
         while True:
             self._ending.check()
             try:
-                outcome = outcomes.next_outcome(time.monotonic() + _LOOK_INTERVAL_S)
+                block = outcomes.next_block(time.monotonic() + _LOOK_INTERVAL_S)
             except TimeoutError:
                 continue
-            if outcome is None:
+            if block is None:
                 return ""
-            if isinstance(outcome.error, PoolBroken):
-                raise outcome.error
-            failure = self._take(outcome)
-            if failure is not None:
-                message = f"{self._name(outcome)}: {failure}"
-                if self.on_error == "stop":
-                    return message
-                self._tell(message)
+            failures = self._take(outcomes, block)
+            if failures and self.on_error == "stop":
+                return failures[0]
+            for failure in failures:
+                self._tell(failure)
 
     def _take_what_is_there(self, outcomes: MapRun) -> None:
         """Take what workers have finished, or finish in a moment; nothing more is read or sent."""
         outcomes.forget()
         deadline = time.monotonic() + _LAST_RESULTS_S
         try:
-            while (outcome := outcomes.next_outcome(deadline)) is not None:
-                self._take(outcome)
+            while (block := outcomes.next_block(deadline)) is not None:
+                self._take(outcomes, block)
         except (Exception, Ended):
             return  # no more: the time is over, or the output cannot take it
 
-    def _take(self, outcome: Outcome) -> Failure | None:
-        """Count an outcome and write its line; return why it failed, if it did."""
-        line, failure = self._settle(outcome)
-        if self._reporter is not None:
-            self._reporter.advance(1, failure is not None)
-        if self.ordered:
-            self._order.put(outcome.index, line)
-        elif line:
-            self._output.write(line)
-        return failure
+    def _take(self, outcomes: MapRun, block: Block) -> list[str]:
+        """Count the outcomes of a block, write their lines, and return what failed, for standard error.
 
-    def _settle(self, outcome: Outcome) -> tuple[bytes, Failure | None]:
-        """Count an outcome; give its line, empty where it has none, and why it failed, if it did."""
-        tally = self._tally
-        tally.done += 1
-        tally.task_seconds += outcome.seconds
-        if outcome.error is None:
-            done = Done.unpack(outcome.result)
-            tally.cpu_seconds += done.cpu_seconds
-            if done.text is not None:
-                return b'{"index": %d, %b' % (outcome.index, done.text), None
-            failure = Failure(done.kind, done.reason)
+        Outcomes of short tasks come by the thousand, as packed bytes: they are taken together.
+        """
+        lines: list[bytes] = []
+        failures: list[str] = []
+        if block.status is None:
+            cpu_seconds = 0.0
+            for index, value in enumerate(block.values, block.index):
+                seconds, has_text = HEAD.unpack_from(value)
+                cpu_seconds += seconds
+                if has_text:
+                    lines.append(b'{"index": %d, ' % index)
+                    lines.append(value[HEAD.size :])
+                else:
+                    done = Done.unpack(value)
+                    item = block.items[index - block.index]
+                    lines.append(self._fail(index, item, Failure(done.kind, done.reason), failures))
+            self._tally.cpu_seconds += cpu_seconds
         else:
-            failure = failure_of(outcome.error)
-        tally.failed += 1
+            for outcome in outcomes.outcomes(block):
+                if isinstance(outcome.error, PoolBroken):
+                    raise outcome.error
+                if outcome.error is None:
+                    done = Done.unpack(outcome.result)
+                    self._tally.cpu_seconds += done.cpu_seconds
+                    if done.text is not None:
+                        lines += (b'{"index": %d, ' % outcome.index, done.text)
+                        continue
+                    failure = Failure(done.kind, done.reason)
+                else:
+                    failure = failure_of(outcome.error)
+                lines.append(self._fail(outcome.index, outcome.item, failure, failures))
+        count = len(block.items)
+        self._tally.done += count
+        self._tally.failed += len(failures)
+        self._tally.task_seconds += block.seconds * count
+        if self._reporter is not None:
+            self._reporter.advance(count, len(failures))
+        data = b"".join(lines)
+        if self.ordered:
+            self._order.put(block.index, data, count)
+        elif data:
+            self._output.write(data)
+        return failures
+
+    def _fail(self, index: int, item: object, failure: Failure, failures: list[str]) -> bytes:
+        """Note a failure; give the line of its item, empty where it has none."""
+        shown = shorten(item.text if isinstance(item, BadItem) else item)
+        failures.append(f"item {index} ({self._items.where(index) or shown}): {failure}")
         if self.on_error != "collect":
-            return b"", failure
-        record = {"index": outcome.index, "item": self._item(outcome.item), "error": failure.as_json()}
+            return b""
+        record = {"index": index, "item": self._item(item), "error": failure.as_json()}
         try:
-            return encode(record).encode() + b"\n", failure
+            return encode(record).encode() + b"\n"
         except UnicodeEncodeError:
-            return json.dumps(record).encode() + b"\n", failure
+            return json.dumps(record).encode() + b"\n"
 
     def _item(self, item: object) -> object:
         """An item as the output shows it."""
@@ -291,12 +314,6 @@ class _Run:
             except (ValueError, RecursionError):
                 return item
         return item
-
-    def _name(self, outcome: Outcome) -> str:
-        where = self._items.where(outcome.index)
-        item = outcome.item.text if isinstance(outcome.item, BadItem) else outcome.item
-        shown = shorten(item)
-        return f"item {outcome.index} ({where or shown})"
 
     def _tell(self, message: str) -> None:
         self._told += 1

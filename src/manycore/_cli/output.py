@@ -1,7 +1,7 @@
 """Where the lines of `manycore map` go, and in which order.
 
     the collecting thread                        the writer's thread
-    InOrder.put(index, line) -> Output.write ==> write(2), at the latest 0.1 s later
+    InOrder.put(index, lines) -> Output.write ==> write(2), at the latest 0.1 s later
                                                  looks whether the reader of a pipe is still there
 
     -o FILE: FILE.partial is written, locked; at the end fsync and rename. FILE is never half a file.
@@ -44,7 +44,7 @@ _FLUSH_BYTES = 64 << 10  # a pipe's capacity
 _MOST_WAITING_BYTES = 4 << 20
 _MOST_HELD_BYTES = 32 << 20
 _PIECE_BYTES = select.PIPE_BUF  # after POLLOUT a pipe takes this much without blocking
-_LENGTH = struct.Struct("=q")
+_HEAD = struct.Struct("=qq")  # of an entry on disk: its bytes, its indices
 
 
 class Output:
@@ -66,7 +66,7 @@ class Output:
         self._ending = ending
         self.error: OSError | None = None
         self.partial: str | None = None
-        self.lines = 0
+        self._is_empty = True  # nothing was ever to be written
         self._final = ""
         self._name = path if path is not None else "standard output"
         self._fd = 1 if path is None else self._open(path)
@@ -86,20 +86,20 @@ class Output:
         if os.isatty(self._fd):
             self._around = around
 
-    def write(self, line: bytes) -> None:
-        """Have a line written; waits while too much is waiting.
+    def write(self, lines: bytes) -> None:
+        """Have whole lines written; waits while too much is waiting.
 
         Raises:
             OSError: It cannot be written.
-            Ended: A signal came while this waited; the line will be written.
+            Ended: A signal came while this waited; the lines will be written.
         """
         with self._ready:
             if self.error is not None:
                 raise self.error
-            self._waiting.append(line)
-            self._waiting_bytes += len(line)
-            self.lines += 1
-            if self._waiting_bytes - len(line) < _FLUSH_BYTES <= self._waiting_bytes:
+            self._is_empty = False
+            self._waiting.append(lines)
+            self._waiting_bytes += len(lines)
+            if self._waiting_bytes - len(lines) < _FLUSH_BYTES <= self._waiting_bytes:
                 self._ready.notify_all()
             if self._waiting_bytes > _MOST_WAITING_BYTES:
                 self._wait_for_the_reader()
@@ -151,7 +151,7 @@ class Output:
         self._drain(timeout)
         if self.partial is None:
             return ""
-        if self.lines == 0:
+        if self._is_empty:
             os.unlink(self.partial)
             return ""
         return self.partial
@@ -246,7 +246,7 @@ class Output:
 
 
 class InOrder:
-    """Passes lines on in the order of their indices.
+    """Passes lines on in the order of their indices. What comes together is put together.
 
     Args:
         write: Where lines go.
@@ -255,7 +255,7 @@ class InOrder:
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
         self._next = 0  # Invariant: every line before it has been passed on, and no other
-        self._held: dict[int, bytes] = {}
+        self._held: dict[int, tuple[bytes, int]] = {}
         self._held_bytes = 0
         # Lines that were put on disk: where each begins, by its index less `_base`; -1 for none.
         self._spill: Any = None
@@ -263,67 +263,65 @@ class InOrder:
         self._offsets = array("q")
         self._spilled = 0
 
-    def put(self, index: int, line: bytes) -> None:
-        """Take the line of an index; an empty one only gives up its turn."""
+    def put(self, index: int, lines: bytes, count: int = 1) -> None:
+        """Take the lines of `count` indices from this one on; no lines only give up their turn."""
         if index != self._next:
-            self._held[index] = line
-            self._held_bytes += len(line)
+            self._held[index] = lines, count
+            self._held_bytes += len(lines)
             if self._held_bytes > _MOST_HELD_BYTES:
                 self._put_on_disk()
             return
-        self._pass_on(line)
+        self._pass_on(lines, count)
         while True:
             following = self._held.pop(self._next, None)
             if following is not None:
-                self._held_bytes -= len(following)
+                self._held_bytes -= len(following[0])
             else:
                 following = self._take_from_disk(self._next)
                 if following is None:
                     return
-            self._pass_on(following)
+            self._pass_on(*following)
 
     def put_rest(self) -> None:
         """Pass on all that is held, past the gaps of what never finished."""
         spilled = (self._base + place for place, offset in enumerate(self._offsets) if offset >= 0)
         for index in sorted([*self._held, *spilled]):
-            line = self._held.pop(index, None)
-            if line is None:
-                line = self._take_from_disk(index)
-            if line:
-                self._write(line)
+            entry = self._held.pop(index, None) or self._take_from_disk(index)
+            if entry is not None and entry[0]:
+                self._write(entry[0])
 
-    def _pass_on(self, line: bytes) -> None:
-        self._next += 1
-        if line:
-            self._write(line)
+    def _pass_on(self, lines: bytes, count: int) -> None:
+        self._next += count
+        if lines:
+            self._write(lines)
 
     def _put_on_disk(self) -> None:
         if self._spill is None:
             self._spill = tempfile.TemporaryFile(prefix="manycore-")  # noqa: SIM115  (closed when empty, or with us)
             self._base = self._next
         offset = self._spill.seek(0, os.SEEK_END)
-        for index, line in self._held.items():
+        for index, (lines, count) in self._held.items():
             place = index - self._base
             if place >= len(self._offsets):
                 self._offsets.extend([-1] * (place + 1 - len(self._offsets)))
             self._offsets[place] = offset
-            self._spill.write(_LENGTH.pack(len(line)) + line)
-            offset += _LENGTH.size + len(line)
+            self._spill.write(_HEAD.pack(len(lines), count) + lines)
+            offset += _HEAD.size + len(lines)
         self._spilled += len(self._held)
         self._held.clear()
         self._held_bytes = 0
 
-    def _take_from_disk(self, index: int) -> bytes | None:
+    def _take_from_disk(self, index: int) -> tuple[bytes, int] | None:
         place = index - self._base
         if not 0 <= place < len(self._offsets) or self._offsets[place] < 0:
             return None
         self._spill.seek(self._offsets[place])
-        (length,) = _LENGTH.unpack(self._spill.read(_LENGTH.size))
-        line: bytes = self._spill.read(length)
+        length, count = _HEAD.unpack(self._spill.read(_HEAD.size))
+        lines: bytes = self._spill.read(length)
         self._offsets[place] = -1
         self._spilled -= 1
         if self._spilled == 0:
             self._spill.close()
             self._spill = None
             del self._offsets[:]
-        return line
+        return lines, count

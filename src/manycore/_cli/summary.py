@@ -20,7 +20,8 @@ __all__ = ["Failure", "Tally", "failure_of", "shorten"]
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FRAME = re.compile(r'  File "(?P<path>[^"]*)", line ')
 _WAITED_MUCH = 0.5  # of the tasks' time: from here on more workers than cores would help
-_SHORTEST_JUDGED_S = 0.5  # of the tasks' time: below, its share says nothing
+_SHORTEST_JUDGED_S = 0.5  # of all tasks together: below, their share says nothing
+_SHORTEST_TASK_S = 2e-3  # on average: shorter ones wait for a core, and not for a file or a network
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,11 @@ class Tally:
                 f"{_megabytes(stats.worker_peak_rss_bytes)} in the largest worker"
             ),
         ]
-        waited = 1 - self.cpu_seconds / self.task_seconds if self.task_seconds > _SHORTEST_JUDGED_S else 0.0
+        waited = (
+            1 - self.cpu_seconds / self.task_seconds
+            if self.task_seconds > max(_SHORTEST_JUDGED_S, self.done * _SHORTEST_TASK_S)
+            else 0.0
+        )
         if waited > _WAITED_MUCH:
             lines.append(
                 f"tasks computed {1 - waited:.0%} of their time: "

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-__all__ = ["BadItem", "Done", "Target", "Task", "encode", "load_module", "parse", "settle"]
+__all__ = ["HEAD", "BadItem", "Done", "Target", "Task", "encode", "load_module", "parse", "settle"]
 
-_HEAD = Struct("<d?")
+HEAD = Struct("<d?")  # of a packed `Done`: cpu_seconds, and whether the rest is its text
 _DEEPEST = 200  # levels that the search for what JSON cannot hold goes down
 
 
@@ -74,14 +74,14 @@ class Done(NamedTuple):
     def pack(self) -> bytes:
         """As bytes: the seconds, whether there is a text, and the text, or why there is none."""
         if self.text is not None:
-            return _HEAD.pack(self.cpu_seconds, True) + self.text
-        return _HEAD.pack(self.cpu_seconds, False) + f"{self.kind}\n{self.reason}".encode("utf-8", "surrogatepass")
+            return HEAD.pack(self.cpu_seconds, True) + self.text
+        return HEAD.pack(self.cpu_seconds, False) + f"{self.kind}\n{self.reason}".encode("utf-8", "surrogatepass")
 
     @classmethod
     def unpack(cls, data: bytes) -> Done:
         """What `pack` made bytes of."""
-        cpu_seconds, has_text = _HEAD.unpack_from(data)
-        rest = data[_HEAD.size :]
+        cpu_seconds, has_text = HEAD.unpack_from(data)
+        rest = data[HEAD.size :]
         if has_text:
             return cls(rest, cpu_seconds)
         kind, _, reason = rest.decode("utf-8", "surrogatepass").partition("\n")
