@@ -37,6 +37,7 @@ from weakref import WeakSet
 
 from manycore._memory.cells import Cell, allocate
 from manycore._native import events as _events
+from manycore._native import shared as _shared
 from manycore._native import sync as _native
 from manycore._native.sync import SEM_VALUE_MAX
 
@@ -55,6 +56,7 @@ __all__ = [
     "Event",
     "Lock",
     "RLock",
+    "ReadWriteLock",
     "Semaphore",
 ]
 
@@ -404,3 +406,83 @@ class Barrier(_events.Barrier):
     def __repr__(self) -> str:
         state = "broken" if self.broken else f"waiters={self.n_waiting}/{self.parties}"
         return f"<{type(self).__module__}.{type(self).__qualname__} at {id(self):#x}: {state}>"
+
+
+# ---- readers and writers ----
+
+
+class _Side:
+    """One side of a `ReadWriteLock`, for `with`."""
+
+    __slots__ = ("_acquire", "_release")
+
+    def __init__(self, acquire: Callable[[], bool], release: Callable[[], None]) -> None:
+        self._acquire = acquire
+        self._release = release
+
+    def __enter__(self) -> None:
+        from manycore.errors import OwnerDied
+
+        try:
+            self._acquire()
+        except OwnerDied:
+            self._release()
+            raise
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._release()
+
+
+class ReadWriteLock(_shared.ReadWriteLock):
+    """Many readers at once, or one writer. Not recursive on either side.
+
+        with lock.read(): ...
+        with lock.write(): ...
+
+    A writer waits for the readers that are inside when it comes, and for no others: later ones wait until
+    it has written. So its wait is bounded by the longest that any of those reads. Some hundred readers can
+    be inside at once (104); more wait.
+
+    Args:
+        ctx: Accepted for symmetry with `Lock`.
+        on_owner_death: "raise": whoever comes after a writer that died is told by `OwnerDied`, as for `Lock`;
+            "acquire": it gets the lock alone.
+
+    Process-safety: all methods, in all processes that have it.
+    If a process dies: reading, its place is given up; writing, see `on_owner_death`.
+    Memory effects: what a writer wrote is seen by all that read or write after it.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *, ctx: object = None, on_owner_death: str = "raise") -> None:  # noqa: ARG002
+        if on_owner_death not in {"raise", "acquire"}:
+            raise ValueError(f'on_owner_death is "raise" or "acquire", not {on_owner_death!r}')
+        self._make(allocate(_shared.RWLOCK_BYTES), on_owner_death == "raise")
+
+    @classmethod
+    def _over(cls, cell: Cell, tells: bool) -> ReadWriteLock:
+        self = cls.__new__(cls)
+        self._join(cell, tells)
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _rejoin, (type(self), self.cell, self._tells)
+
+    def read(self) -> _Side:
+        """For `with`: hold the lock for reading."""
+        return _Side(self.acquire_read, self.release_read)
+
+    def write(self) -> _Side:
+        """For `with`: hold the lock for writing."""
+        return _Side(self.acquire_write, self.release_write)
+
+    def owner(self) -> Owner | None:
+        """Who writes, or waits for readers in order to; None when nobody does."""
+        from manycore._observe.locks import describe
+
+        pid, tid, since_ns, dead = self._owner()
+        return describe(pid, tid, since_ns, dead=dead) if pid else None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}(readers={self._readers()}, writer={self._owner()[0] or None})>"

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, binding=False, embedsignature=True, embedsignature.format=clinic
 """Conditions, events and barriers in shared memory, which do not notice waiters that die.
 
 The algorithms are `c/condition.h`, `c/event.h` and `c/barrier.h`; this file checks arguments, gives up the

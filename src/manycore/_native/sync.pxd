@@ -53,6 +53,7 @@ cdef extern from "lock.h" nogil:
 
 
 cdef int64_t deadline_of(object timeout) except -1
+cdef object owner_died(uint64_t dead, str what)
 
 
 cdef class Shared:

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, binding=False, embedsignature=True, embedsignature.format=clinic
 """Locks and semaphores in shared memory, whose holders may die.
 
 The algorithms are `c/lock.h` and `c/semaphore.h`; this file checks arguments, gives up the interpreter

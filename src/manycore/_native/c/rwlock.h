@@ -154,4 +154,12 @@ static inline bool mc_rw_release_write(mc_rwlock *l) {
     return true;
 }
 
+static inline void mc_rw_read_left(mc_rwlock *l, mc_waiting *w) { mc_lock_left(&l->writer, w); }
+
+static inline uint32_t mc_rw_readers(mc_rwlock *l) {
+    uint32_t count = 0;
+    for (int i = 0; i < MC_RW_READERS; i++) count += atomic_load(&l->reader[i]) != 0;
+    return count;
+}
+
 #endif
