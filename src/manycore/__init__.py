@@ -82,6 +82,8 @@ _HOMES = {
     "Value": "context",
     "Array": "context",
     "BrokenBarrierError": "synchronize",
+    "Atomic": "sharedctypes",
+    "ReadWriteLock": "synchronize",
 }
 
 __all__ = sorted(["__version__", *_HOMES])  # noqa: PLE0605  (the stub beside this file is written out)

@@ -56,12 +56,14 @@ from manycore.pool import map as map
 from manycore.process import active_children as active_children
 from manycore.process import current_process as current_process
 from manycore.process import parent_process as parent_process
+from manycore.sharedctypes import Atomic as Atomic
 from manycore.supervisor import Supervisor as Supervisor
 from manycore.supervisor import supervise as supervise
 from manycore.synchronize import BoundedSemaphore as BoundedSemaphore
 from manycore.synchronize import BrokenBarrierError as BrokenBarrierError
 from manycore.synchronize import Lock as Lock
 from manycore.synchronize import RLock as RLock
+from manycore.synchronize import ReadWriteLock as ReadWriteLock
 from manycore.synchronize import Semaphore as Semaphore
 
 __version__: str
@@ -69,6 +71,7 @@ _HOMES: dict[str, str]
 
 __all__ = [
     "Array",
+    "Atomic",
     "AuthenticationError",
     "Barrier",
     "BoundedSemaphore",
@@ -102,6 +105,7 @@ __all__ = [
     "RLock",
     "RawArray",
     "RawValue",
+    "ReadWriteLock",
     "RestartLimitExceeded",
     "ResultPicklingError",
     "Semaphore",

@@ -96,13 +96,13 @@ class BaseContext(_std.BaseContext):
         """Two connections that are the ends of a pipe; with `duplex`, both send and receive."""
         return _home("connection").Pipe(duplex)
 
-    def Lock(self) -> Any:  # noqa: N802
-        """A lock."""
-        return _home("synchronize").Lock(ctx=self.get_context())
+    def Lock(self, **options: Any) -> Any:  # noqa: N802
+        """A lock; the options are those of `manycore.synchronize.Lock`."""
+        return _home("synchronize").Lock(ctx=self.get_context(), **options)
 
-    def RLock(self) -> Any:  # noqa: N802
-        """A lock that its holder may acquire again."""
-        return _home("synchronize").RLock(ctx=self.get_context())
+    def RLock(self, **options: Any) -> Any:  # noqa: N802
+        """A lock that its holder may acquire again; the options are those of `manycore.synchronize.RLock`."""
+        return _home("synchronize").RLock(ctx=self.get_context(), **options)
 
     def Condition(self, lock: Any = None) -> Any:  # noqa: N802
         """A condition variable."""
