@@ -34,6 +34,7 @@ _HOMES = {
     "WorkerDied": "errors",
     "TaskTimeout": "errors",
     "TaskPicklingError": "errors",
+    "ResultLost": "errors",
     "ResultPicklingError": "errors",
     "LaunchError": "errors",
     "OwnerDied": "errors",

@@ -40,6 +40,7 @@ from manycore.errors import PoolBroken as PoolBroken
 from manycore.errors import PoolClosed as PoolClosed
 from manycore.errors import ProcessError as ProcessError
 from manycore.errors import RestartLimitExceeded as RestartLimitExceeded
+from manycore.errors import ResultLost as ResultLost
 from manycore.errors import ResultPicklingError as ResultPicklingError
 from manycore.errors import TaskPicklingError as TaskPicklingError
 from manycore.errors import TaskTimeout as TaskTimeout
@@ -107,6 +108,7 @@ __all__ = [
     "RawValue",
     "ReadWriteLock",
     "RestartLimitExceeded",
+    "ResultLost",
     "ResultPicklingError",
     "Semaphore",
     "SimpleQueue",

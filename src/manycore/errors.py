@@ -33,6 +33,7 @@ __all__ = [
     "ProcessError",
     "RemoteTraceback",
     "RestartLimitExceeded",
+    "ResultLost",
     "ResultPicklingError",
     "TaskPicklingError",
     "TaskTimeout",
@@ -82,6 +83,10 @@ class WorkerDied(ManycoreError, BrokenProcessPool):
 
 class TaskTimeout(ManycoreError, TimeoutError, builtins.TimeoutError):
     """The task ran longer than its `timeout`; its worker was killed and replaced."""
+
+
+class ResultLost(ManycoreError, RuntimeError):
+    """The task was done, but the thread that was collecting its result was interrupted, and the result is gone."""
 
 
 class TaskPicklingError(ManycoreError, PicklingError):

@@ -12,20 +12,18 @@ sent by value; no chunk size need be guessed; what cannot be pickled fails where
 
 from __future__ import annotations
 
-import builtins
 import contextlib
-import time
 import warnings
 from collections.abc import Sized
 from multiprocessing.pool import ThreadPool
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from manycore import _launch
-from manycore._engine.future import Future
 from manycore._engine.local import Engine, Settings, Stats
 from manycore._engine.mapping import BackgroundRun, Failure, MapOptions, MapRun, Outcome
+from manycore._engine.results import AsyncResult, Callbacks, IMapIterator, MapResult, OnError, gather, outcomes
 from manycore._observe.progress import start_progress
-from manycore.errors import PoolClosed, TimeoutError
+from manycore.errors import PoolClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -46,114 +44,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-OnError = Literal["raise", "collect", "skip"]
-_ON_ERROR = ("raise", "collect", "skip")
-
-
-class AsyncResult(Future[T]):
-    """The result of `apply_async`: `multiprocessing.pool.AsyncResult`, which can also be awaited."""
-
-    __slots__ = ()
-
-    def ready(self) -> bool:
-        """Whether the call is over."""
-        return self.done()
-
-    def successful(self) -> bool:
-        """Whether the call returned, rather than raised.
-
-        Raises:
-            ValueError: It is not over.
-        """
-        if not self.done():
-            raise ValueError(f"{self!r} not ready")
-        return not self.cancelled() and self.exception() is None
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until the call is over, or `timeout` seconds have passed."""
-        if not self.done():
-            with contextlib.suppress(builtins.TimeoutError):
-                self._wait(timeout)
-
-    def get(self, timeout: float | None = None) -> T:
-        """What the call returned; its exception is raised here.
-
-        Args:
-            timeout: Seconds to wait at the most; None waits as long as it takes.
-
-        Raises:
-            multiprocessing.TimeoutError: It was not over in time. It goes on.
-        """
-        self.wait(timeout)
-        if not self.done():
-            raise TimeoutError
-        return self.result()
-
-
-class MapResult(AsyncResult[list[T]]):
-    """The result of `map_async` and `starmap_async`."""
-
-    __slots__ = ("_run",)
-
-    _run: BackgroundRun
-
-
 ApplyResult = AsyncResult
-
-
-class IMapIterator:
-    """Results of `imap`, as they come. `next(timeout)` bounds one step.
-
-    An iterator that is dropped reads no more of the input and sends nothing more.
-    """
-
-    def __init__(self, run: MapRun, on_error: OnError, advance: Callable[[int, int], object] | None = None) -> None:
-        self._run = run
-        self._on_error = on_error
-        self._advance = advance
-        run.start()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def next(self, timeout: float | None = None) -> Any:
-        """The next result.
-
-        Args:
-            timeout: Seconds to wait at the most; None waits as long as it takes.
-
-        Raises:
-            StopIteration: There are no more.
-            multiprocessing.TimeoutError: There was none in time; another call may get it.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                outcome = self._run.next_outcome(deadline)
-            except builtins.TimeoutError:
-                raise TimeoutError from None
-            if outcome is None:
-                self.close()
-                raise StopIteration
-            if self._advance is not None:
-                self._advance(1, outcome.error is not None)
-            if outcome.error is None:
-                return outcome.result
-            if self._on_error == "raise":
-                raise outcome.error
-            if self._on_error == "collect":
-                return Failure(outcome.index, outcome.item, outcome.error)
-
-    __next__ = next
-
-    def close(self) -> None:
-        """Read and send nothing more."""
-        self._run.abandon()
-
-    def __del__(self) -> None:
-        run = getattr(self, "_run", None)
-        if run is not None:
-            run.forget()
+_ON_ERROR = ("raise", "collect", "skip")
 
 
 class Pool:
@@ -270,7 +162,7 @@ class Pool:
         """
         future: AsyncResult[T] = AsyncResult(self._engine)
         if callback is not None or error_callback is not None:
-            future.add_done_callback(_Callbacks(callback, error_callback))
+            future.add_done_callback(Callbacks(callback, error_callback))
         self._engine.call(future, func, tuple(args), kwds or {})
         return future
 
@@ -345,7 +237,7 @@ class Pool:
         self,
         func: Callable[[Any], T],
         iterable: Iterable[Any],
-        chunksize: int | None = None,
+        chunksize: int = 1,
         *,
         timeout: float | None = None,
         retries: int = 0,
@@ -357,14 +249,14 @@ class Pool:
         Args:
             func: Called with each item.
             iterable: The items; may be endless.
-            chunksize: Items that travel together; by default measured while it runs.
+            chunksize: Items that travel together; 1 = measured while it runs.
             timeout: Seconds that one item may run before its worker is killed.
             retries: How often a failed item is tried again.
             on_error: What a failed item does: "raise" its error (the iterator can go on), "collect", or "skip".
             buffersize: Items read ahead of the consumer; 0 = what keeps the workers busy.
         """
         options = MapOptions(
-            ordered=True, lazy=True, chunksize=chunksize or 0, window=buffersize, timeout=timeout, retries=retries
+            ordered=True, lazy=True, chunksize=_explicit(chunksize), window=buffersize, timeout=timeout, retries=retries
         )
         return IMapIterator(self._run(func, iterable, options), _check(on_error))
 
@@ -372,7 +264,7 @@ class Pool:
         self,
         func: Callable[[Any], T],
         iterable: Iterable[Any],
-        chunksize: int | None = None,
+        chunksize: int = 1,
         *,
         timeout: float | None = None,
         retries: int = 0,
@@ -381,7 +273,12 @@ class Pool:
     ) -> IMapIterator:
         """As `imap`, in the order in which the results come."""
         options = MapOptions(
-            ordered=False, lazy=True, chunksize=chunksize or 0, window=buffersize, timeout=timeout, retries=retries
+            ordered=False,
+            lazy=True,
+            chunksize=_explicit(chunksize),
+            window=buffersize,
+            timeout=timeout,
+            retries=retries,
         )
         return IMapIterator(self._run(func, iterable, options), _check(on_error))
 
@@ -405,7 +302,7 @@ class Pool:
         )
         run = self._run(func, iterable, options)
         run.start()
-        return _outcomes(run)
+        return outcomes(run)
 
     def _run(self, func: Callable[..., Any], iterable: Iterable[Any], options: MapOptions) -> MapRun:
         self._engine.check_open()
@@ -426,7 +323,7 @@ class Pool:
         options = MapOptions(star=star, chunksize=chunksize or 0, timeout=timeout, retries=retries)
         run = self._run(func, iterable, options)
         with _reporting(progress, run.total, self._engine) as advance:
-            return _gather(run, on_error, advance)
+            return gather(run, on_error, advance)
 
     def _collect_later(
         self,
@@ -440,7 +337,7 @@ class Pool:
         self._engine.check_open()
         future: MapResult[Any] = MapResult(self._engine)
         if callback is not None or error_callback is not None:
-            future.add_done_callback(_Callbacks(callback, error_callback))
+            future.add_done_callback(Callbacks(callback, error_callback))
 
         def finish(results: list[Any], error: BaseException | None) -> None:
             if error is None:
@@ -479,76 +376,17 @@ class Pool:
         return self._engine.stats()
 
 
-class _Callbacks:
-    """Tells the callbacks of `apply_async` and `map_async` of a future's end."""
-
-    __slots__ = ("callback", "error_callback")
-
-    def __init__(
-        self, callback: Callable[[Any], object] | None, error_callback: Callable[[BaseException], object] | None
-    ) -> None:
-        self.callback = callback
-        self.error_callback = error_callback
-
-    def __call__(self, future: Future[Any]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is None:
-            if self.callback is not None:
-                self.callback(future.result())
-        elif self.error_callback is not None:
-            self.error_callback(error)
+def _explicit(chunksize: int) -> int:
+    """What was asked for; the standard default of 1 asks for nothing, since chunks cannot be told apart."""
+    if chunksize < 1:
+        raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+    return 0 if chunksize == 1 else chunksize
 
 
 def _check(on_error: OnError) -> OnError:
     if on_error not in _ON_ERROR:
         raise ValueError(f"on_error must be 'raise', 'collect' or 'skip', not {on_error!r}")
     return on_error
-
-
-def _outcomes(run: MapRun) -> Iterator[Outcome]:
-    try:
-        while (outcome := run.next_outcome()) is not None:
-            yield outcome
-    finally:
-        run.forget()
-
-
-def _gather(run: MapRun, on_error: OnError, advance: Callable[[int, int], object] | None) -> list[Any]:
-    """All results of a run, in order."""
-    results: list[Any] = []
-    try:
-        while (block := run.next_block()) is not None:
-            if block.status is None:
-                results += block.values
-                if advance is not None:
-                    advance(len(block.values), 0)
-                continue
-            for outcome in run.outcomes(block):
-                if advance is not None:
-                    advance(1, outcome.error is not None)
-                if outcome.error is None:
-                    results.append(outcome.result)
-                elif on_error == "raise":
-                    raise outcome.error
-                elif on_error == "collect":
-                    results.append(Failure(outcome.index, outcome.item, outcome.error))
-    except BaseException:
-        run.abandon()
-        raise
-    return results
-
-
-@contextlib.contextmanager
-def _reporting(progress: Any, total: int | None, engine: Engine) -> Iterator[Callable[[int, int], object] | None]:
-    """The function that is told of progress, while the block runs."""
-    reporter = start_progress(progress, total=total, status=engine.load)
-    if reporter is None:
-        yield None
-        return
-    with reporter:
-        yield reporter.advance
 
 
 def map(
@@ -592,10 +430,21 @@ def map(
     with Pool(_fitting(workers, len(items))) as pool:
         run = pool._run(function, items, options)
         with _reporting(progress, len(items), pool._engine) as advance:
-            results = _gather(run, on_error, advance)
+            results = gather(run, on_error, advance)
         pool.close()
         pool.join()
         return results
+
+
+@contextlib.contextmanager
+def _reporting(progress: Any, total: int | None, engine: Engine) -> Iterator[Callable[[int, int], object] | None]:
+    """The function that is told of progress, while the block runs."""
+    reporter = start_progress(progress, total=total, status=engine.load)
+    if reporter is None:
+        yield None
+        return
+    with reporter:
+        yield reporter.advance
 
 
 def _fitting(workers: int | None, items: int) -> int:

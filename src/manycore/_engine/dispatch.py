@@ -326,6 +326,8 @@ class Dispatcher:
         task = self._tasks.get(task_id)
         if task is None:
             return None
+        if item + count <= task.received:
+            return None
         if task.state is not _PUBLISHED or item != task.received or item + count > task.count:
             raise IllegalTransition(
                 f"task {task_id} ({task.state.value}, {task.received} of {task.count}) got {count} from item {item} on"

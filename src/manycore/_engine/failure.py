@@ -10,27 +10,10 @@ from __future__ import annotations
 import traceback
 from pickle import dumps as _dumps_plain
 from pickle import loads as _loads_plain
-from typing import Any
 
 from manycore._memory import codec
 
-__all__ = ["dump_failure", "load_failure", "shorten"]
-
-_SHORT = 60  # characters of an argument that a message shows
-
-
-def shorten(value: Any) -> str:
-    """`repr(value)` in few characters, whatever the value's own repr does."""
-    if isinstance(value, (list, tuple, dict, set, frozenset)) and len(value) > 20:
-        return f"<{type(value).__name__} of {len(value)}>"
-    if isinstance(value, (bytes, bytearray, str)) and len(value) > 4 * _SHORT:
-        value = value[: 4 * _SHORT]
-    try:
-        text = repr(value)
-    except Exception as error:
-        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
-    text = " ".join(text.split())
-    return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."
+__all__ = ["dump_failure", "load_failure"]
 
 
 def dump_failure(error: BaseException, skip: int = 1) -> bytes:

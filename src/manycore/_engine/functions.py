@@ -45,14 +45,20 @@ class Function:
         name: For messages.
         place: Where its pickle is.
         flags: How a chunk of it is called: frames.CHUNK, with frames.STAR when each item is a tuple of arguments.
+        head: The header of a frame that begins at its first item.
     """
 
-    __slots__ = ("flags", "name", "place")
+    __slots__ = ("flags", "head", "name", "place")
 
     def __init__(self, name: str, place: Range, flags: int) -> None:
         self.name = name
         self.place = place
         self.flags = flags
+        self.head = self.head_from(0)
+
+    def head_from(self, item: int) -> bytes:
+        """The header of a frame that begins at `item`."""
+        return frames.HEADER.pack(self.place.offset, self.place.length, item)
 
 
 class FunctionTable:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine import frames
-from manycore._engine.failure import shorten
+from manycore._engine.death import shorten
 from manycore._engine.future import outcome_of
 from manycore._memory import codec
 from manycore.errors import PoolBroken, PoolClosed
@@ -46,9 +46,11 @@ __all__ = ["BackgroundRun", "Block", "Failure", "MapOptions", "MapRun", "Outcome
 CHUNK_NS: Final = 2_000_000  # work in a chunk: a hundred times what sending it costs, and short enough to balance
 CHUNK_BYTES: Final = 1 << 16  # bytes of pickled items in a chunk, so that few large items are ahead of the consumer
 CHUNK_ITEMS: Final = 1 << 15  # items in a chunk, however short they are
+LAZY_CHUNK_ITEMS: Final = 1 << 10  # the same for a lazy run, whose window is a few chunks
 GROWTH: Final = 8  # a chunk to the next: a few slow items among fast ones are met early
 PER_WORKER: Final = 3  # chunks in flight for each worker: one runs, two wait
-WINDOW_CHUNKS: Final = 16  # a lazy run's chunks, for each worker, that are read ahead of the consumer
+WINDOW_CHUNKS: Final = 4  # a lazy run's chunks, for each worker, that are read ahead of the consumer
+WINDOW_ITEMS: Final = 16  # and its items, for each worker, when chunks are short: one slow item must not stop the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +297,7 @@ class MapRun:
         fitting = CHUNK_NS / self._item_ns
         if self._item_bytes:
             fitting = min(fitting, CHUNK_BYTES / self._item_bytes)
-        size = min(int(fitting), self._chunk * GROWTH, CHUNK_ITEMS)
+        size = min(int(fitting), self._chunk * GROWTH, LAZY_CHUNK_ITEMS if self._lazy else CHUNK_ITEMS)
         if self._left is not None:
             size = min(size, -(-self._left // (2 * self._workers)))
         self._chunk = max(1, size)
@@ -356,7 +358,7 @@ class MapRun:
         """Read the input as far as the window reaches. In the consumer's thread only."""
         if self._source is None or not self._lazy:
             return
-        window = self._options.window or WINDOW_CHUNKS * self._workers * self._chunk
+        window = self._options.window or self._workers * max(WINDOW_ITEMS, WINDOW_CHUNKS * self._chunk)
         source, supply = self._source, self._supply
         try:
             while self._sent + len(supply) - self._yielded < window:

@@ -167,7 +167,7 @@ def main(payload: bytes, fds: list[int]) -> int:
     """A worker's life, in the process that was launched for it; returns its exit code."""
     setup: dict[str, Any] = pickle.loads(payload)
     index: int = setup["index"]
-    tasks_fd, results_fd, spool_fd = fds
+    tasks_fd, spool_fd, results_fd = fds
     tasks = TaskRing(Segment.from_fd(tasks_fd).buffer)
     results = ResultRing(Segment.from_fd(results_fd).buffer, bell=tasks)
     codec.become_worker(setup["main"])

@@ -1,6 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The task ring and the result ring: argument checks, the interpreter lock and errors over c/*.h."""
 
+import threading
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE
@@ -53,14 +55,16 @@ cdef extern from "task_ring.h" nogil:
     uint64_t mc_ready(mc_tasks *t)
     void mc_wake_worker(mc_tasks *t, unsigned worker)
     bint mc_wake_one(mc_tasks *t)
-    int64_t mc_publish(mc_tasks *t, uint64_t task, uint32_t function, uint32_t flags, const void *payload, uint32_t length)
+    int64_t mc_publish(mc_tasks *t, uint64_t task, uint32_t function, uint32_t flags, const void *head,
+                       uint32_t head_length, const void *payload, uint32_t length)
+    bint mc_holds(mc_tasks *t, uint64_t ticket)
     void mc_kick(mc_tasks *t)
     bint mc_withdraw(mc_tasks *t, uint64_t ticket)
     uint32_t mc_repair(mc_tasks *t, unsigned worker, uint64_t *tasks, uint32_t capacity)
     mc_slot *mc_claim(mc_tasks *t, unsigned worker)
     void mc_free(mc_slot *slot)
     int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinner, int64_t deadline_ns)
-    void mc_notify(mc_tasks *t)
+    void mc_notify(mc_tasks *t, bint urgent)
     void mc_alarm(mc_tasks *t)
     void mc_ring_word(mc_word *word, uint32_t asleep, uint32_t awake)
 
@@ -94,6 +98,9 @@ cdef extern from *:
     uint64_t MC_LOAD(...) nogil
     void MC_STORE(...) nogil
 
+cdef object get_ident = threading.get_ident
+cdef object COLLECTOR = "collector"
+
 WORKERS_MAX = MC_WORKERS_MAX
 INLINE_BYTES = MC_SLOT_PAYLOAD      # the longest payload of a task that the ring holds itself
 FRAGMENT_BYTES = 32768              # a longer payload of a result goes in records of this size
@@ -119,6 +126,9 @@ def now_ns():
     return mc_now_ns()
 
 
+cdef int64_t NOTIFY_NS = 1000000    # between two times that a worker wakes the collector thread
+
+
 cdef inline int64_t deadline_of(object deadline_ns) except? -1:
     return MC_NEVER if deadline_ns is None else <int64_t>deadline_ns
 
@@ -141,6 +151,7 @@ cdef class TaskRing:
     cdef mc_slot *slot
     cdef mc_spinner spinner
     cdef mc_spinner fg_spinner
+    cdef int64_t notified_ns
     cdef object buffer
     cdef const uint8_t[::1] view
 
@@ -166,15 +177,26 @@ cdef class TaskRing:
 
     # the parent
 
-    def publish(self, uint64_t task, uint32_t function, uint32_t flags, bytes payload):
-        """Publish a task and wake a worker; returns its ticket, or -1 when the ring is full."""
-        cdef Py_ssize_t length = PyBytes_GET_SIZE(payload)
+    def publish(self, uint64_t task, uint32_t function, uint32_t flags, bytes head, bytes payload):
+        """Publish a task, its frame being `head + payload`, and wake a worker.
+
+        Returns:
+            Its ticket, or -1 when the ring is full.
+        """
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(payload)
         if length > MC_SLOT_PAYLOAD:
-            raise ValueError(f"a task's payload is {length} bytes, more than the {MC_SLOT_PAYLOAD} of a slot")
-        cdef int64_t ticket = mc_publish(self.tasks, task, function, flags, PyBytes_AS_STRING(payload), <uint32_t>length)
+            raise ValueError(f"a task's frame is {length} bytes, more than the {MC_SLOT_PAYLOAD} of a slot")
+        cdef int64_t ticket = mc_publish(
+            self.tasks, task, function, flags, PyBytes_AS_STRING(head), <uint32_t>PyBytes_GET_SIZE(head),
+            PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload),
+        )
         if ticket >= 0:
             mc_kick(self.tasks)
         return ticket
+
+    def holds(self, uint64_t ticket):
+        """Whether a published task is still in its slot: not claimed, or being copied by the worker that claimed it."""
+        return mc_holds(self.tasks, ticket)
 
     def ready(self):
         """Tasks that are published and not claimed."""
@@ -219,16 +241,6 @@ cdef class TaskRing:
                 <int64_t>MC_LOAD(page.busy_ns))
 
     # the bell
-
-    def enter(self):
-        """A thread begins to collect: results no longer wake the collector thread."""
-        MC_STORE(self.tasks.fg, 1)
-
-    def leave(self, list rings):
-        """The thread stops collecting; wakes the collector thread if a result is left in `rings`."""
-        MC_STORE(self.tasks.fg, 0)
-        if any_results(rings):
-            mc_ring_word(&self.tasks.bg, 1, 0)
 
     def alarms(self):
         """How many alarms there were; ask before looking for what they tell of, and hand it to the wait after."""
@@ -321,8 +333,12 @@ cdef class TaskRing:
         return MC_LOAD(self.page(worker).stop) != 0
 
     def notify(self):
-        """Results were put: tell whoever collects."""
-        mc_notify(self.tasks)
+        """Results were put: tell a thread that waits for one; the collector thread at most once a millisecond."""
+        cdef int64_t now = mc_now_ns()
+        cdef bint urgent = now - self.notified_ns > NOTIFY_NS
+        if urgent:
+            self.notified_ns = now
+        mc_notify(self.tasks, urgent)
 
 
 cdef bint rings_ready(void *context) noexcept nogil:
@@ -332,6 +348,62 @@ cdef bint rings_ready(void *context) noexcept nogil:
             return True
         ring += 1
     return False
+
+
+cdef class Turn:
+    """Whose turn it is to read the result rings: one thread's at a time.
+
+    `with turn as mine:` makes the thread the foreground, if nobody else has the turn; `take` and `give` are for the
+    collector thread. Entering and leaving are single steps that a signal cannot come between.
+
+    Args:
+        tasks: Whose bell hears of it.
+
+    Attributes:
+        rings: The result rings; leaving looks at them, and wakes the collector for what is left.
+        foreground: Whether a thread that waits for a result has the turn.
+    """
+
+    cdef TaskRing tasks
+    cdef public list rings
+    cdef object holder
+
+    def __cinit__(self, TaskRing tasks):
+        self.tasks = tasks
+        self.rings = []
+        self.holder = None
+
+    def __enter__(self):
+        if self.holder is not None:
+            return False
+        self.holder = get_ident()
+        MC_STORE(self.tasks.tasks.fg, 1)
+        return True
+
+    def __exit__(self, kind, error, traceback):
+        if self.holder is None or self.holder is COLLECTOR or self.holder != get_ident():
+            return
+        self.holder = None
+        MC_STORE(self.tasks.tasks.fg, 0)
+        if kind is not None:
+            mc_alarm(self.tasks.tasks)
+        elif any_results(self.rings):
+            mc_ring_word(&self.tasks.tasks.bg, 1, 0)
+
+    def take(self):
+        """As the collector thread: whether the turn is free, and now its own."""
+        if self.holder is not None:
+            return False
+        self.holder = COLLECTOR
+        return True
+
+    def give(self):
+        """As the collector thread: its turn is over."""
+        self.holder = None
+
+    @property
+    def foreground(self):
+        return self.holder is not None and self.holder is not COLLECTOR
 
 
 cdef bint any_results(list rings) except -1:
@@ -405,7 +477,7 @@ cdef class ResultRing:
             raise ValueError(f"a record of {length} bytes does not fit the result ring")
         while record == NULL:
             if self.bell is not None:
-                mc_notify(self.bell.tasks)
+                mc_notify(self.bell.tasks, True)
             with nogil:
                 e = mc_wait_room(self.results, size)
             if e == EINTR:

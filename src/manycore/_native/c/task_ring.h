@@ -25,8 +25,9 @@
  * next sleeper, so a burst published under one spinner still reaches all.
  *
  * The bell tells the parent of results. `fg` is a thread that waits for a result (0 none, 1 awake,
- * 2 asleep), `bg` the collector thread (0 awake, 1 asleep). A worker rings fg when it sleeps, else bg when
- * no fg is there. A leaving fg looks at the rings once more and rings bg itself: same argument as above.
+ * 2 asleep), `bg` the collector thread (0 awake, 1 asleep). A worker rings fg at once when it sleeps; bg, when no fg
+ * is there, once a millisecond, and before it sleeps itself. A leaving fg looks at the rings once more and rings
+ * bg itself: same argument as above.
  *
  * Source: the slot protocol is Vyukov's bounded queue with the claim made visible; the helping of `tail`
  * is Michael and Scott's. */
@@ -144,12 +145,12 @@ static inline bool mc_wake_one(mc_tasks *t) {
 /* ---- the parent's side; its callers hold one lock ---- */
 
 /* Publish a task; its ticket, or -1 when the ring is full. */
-static inline int64_t mc_publish(mc_tasks *t, uint64_t task, uint32_t function, uint32_t flags, const void *payload,
-                                 uint32_t length) {
-    uint64_t head = atomic_load_explicit(&t->head, memory_order_relaxed); /* we alone write it */
+static inline int64_t mc_publish(mc_tasks *t, uint64_t task, uint32_t function, uint32_t flags, const void *head,
+                                 uint32_t head_length, const void *payload, uint32_t length) {
+    uint64_t ticket = atomic_load_explicit(&t->head, memory_order_relaxed); /* we alone write it */
     mc_slot *slot;
-    for (uint32_t tries = 0;; tries++, head++) {
-        slot = mc_slot_of(t, head);
+    for (uint32_t tries = 0;; tries++, ticket++) {
+        slot = mc_slot_of(t, ticket);
         unsigned state = MC_SLOT_STATE(atomic_load_explicit(&slot->word, memory_order_acquire)); /* pairs with mc_free */
         if (state == MC_FREE) break;
         if (state == MC_READY || tries == t->slots - 1) return -1;
@@ -158,17 +159,24 @@ static inline int64_t mc_publish(mc_tasks *t, uint64_t task, uint32_t function, 
     slot->task = task;
     slot->function = function;
     slot->flags = flags;
-    slot->length = length;
-    memcpy(slot->payload, payload, length);
-    atomic_store_explicit(&slot->word, MC_SLOT_WORD(head, 0, MC_READY), memory_order_release); /* pairs with mc_claim */
-    atomic_store(&t->head, head + 1); /* seq_cst: before the reads of spin_until and sleeping in mc_kick */
-    return (int64_t)head;
+    slot->length = head_length + length;
+    memcpy(slot->payload, head, head_length);
+    memcpy(slot->payload + head_length, payload, length);
+    atomic_store_explicit(&slot->word, MC_SLOT_WORD(ticket, 0, MC_READY), memory_order_release); /* pairs with mc_claim */
+    atomic_store(&t->head, ticket + 1); /* seq_cst: before the reads of spin_until and sleeping in mc_kick */
+    return (int64_t)ticket;
 }
 
 /* Somebody must take what was published: wake a sleeper unless the spinning worker will have it. */
 static inline void mc_kick(mc_tasks *t) {
     if (mc_ready(t) <= 1 && atomic_load(&t->spin_until) > mc_now_ns()) return;
     mc_wake_one(t);
+}
+
+/* Whether the ticket's slot still holds it, claimed or not. */
+static inline bool mc_holds(mc_tasks *t, uint64_t ticket) {
+    uint64_t word = atomic_load(&mc_slot_of(t, ticket)->word);
+    return MC_SLOT_TICKET(word) == ticket && MC_SLOT_STATE(word) != MC_FREE;
 }
 
 /* Take a task back; false when a worker has claimed it. */
@@ -189,6 +197,32 @@ static inline uint32_t mc_repair(mc_tasks *t, unsigned worker, uint64_t *tasks, 
     }
     for (unsigned i = 0; i < MC_WORKERS_MAX; i++) mc_wake_worker(t, i); /* the dead may have owed anyone a wake-up */
     return found;
+}
+
+/* ---- the bell ---- */
+
+static inline void mc_ring_word(mc_word *word, uint32_t asleep, uint32_t awake) {
+    uint32_t expected = asleep;
+    if (atomic_compare_exchange_strong(word, &expected, awake)) mc_wake(word, 1);
+}
+
+/* Results were put: tell whoever collects. Unless `urgent`, only a thread that waits for one: the collector thread
+ * hears of it when the worker runs out of tasks, so that a caller who is about to wait is not disturbed by it. */
+static inline void mc_notify(mc_tasks *t, bool urgent) {
+    atomic_thread_fence(memory_order_seq_cst); /* the put before, the looks after */
+    uint32_t fg = atomic_load(&t->fg);
+    if (fg == 2) mc_ring_word(&t->fg, 2, 1);
+    else if (fg == 0 && urgent) mc_ring_word(&t->bg, 1, 0);
+}
+
+/* Something else happened (a death, a deadline moved): both look, whatever the words say, as in mc_wake_worker. Who
+ * was about to sleep sees the count. */
+static inline void mc_alarm(mc_tasks *t) {
+    atomic_fetch_add(&t->alarms, 1);
+    mc_ring_word(&t->fg, 2, 1);
+    mc_wake(&t->fg, 1);
+    mc_ring_word(&t->bg, 1, 0);
+    mc_wake(&t->bg, 1);
 }
 
 /* ---- the worker's side ---- */
@@ -235,6 +269,7 @@ static inline int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinn
         atomic_compare_exchange_strong(&t->spin_until, &mine, 0);
         if (ready) return 0;
     }
+    mc_notify(t, true);
     uint64_t bit = 1ull << (worker % 64);
     atomic_store(&idle.page->asleep, 1);
     atomic_fetch_or(&t->sleeping[worker / 64], bit);
@@ -243,31 +278,6 @@ static inline int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinn
     atomic_store(&idle.page->asleep, 0);
     atomic_fetch_and(&t->sleeping[worker / 64], ~bit);
     return r == EAGAIN ? 0 : r;
-}
-
-/* ---- the bell ---- */
-
-static inline void mc_ring_word(mc_word *word, uint32_t asleep, uint32_t awake) {
-    uint32_t expected = asleep;
-    if (atomic_compare_exchange_strong(word, &expected, awake)) mc_wake(word, 1);
-}
-
-/* Results were put: tell whoever collects. */
-static inline void mc_notify(mc_tasks *t) {
-    atomic_thread_fence(memory_order_seq_cst); /* the put before, the looks after */
-    uint32_t fg = atomic_load(&t->fg);
-    if (fg == 2) mc_ring_word(&t->fg, 2, 1);
-    else if (fg == 0) mc_ring_word(&t->bg, 1, 0);
-}
-
-/* Something else happened (a death, a deadline moved): both look, whatever the words say, as in mc_wake_worker. Who
- * was about to sleep sees the count. */
-static inline void mc_alarm(mc_tasks *t) {
-    atomic_fetch_add(&t->alarms, 1);
-    mc_ring_word(&t->fg, 2, 1);
-    mc_wake(&t->fg, 1);
-    mc_ring_word(&t->bg, 1, 0);
-    mc_wake(&t->bg, 1);
 }
 
 #endif

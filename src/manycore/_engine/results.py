@@ -1,0 +1,186 @@
+"""What pools give: results of calls and of maps, and the ways to take a map's.
+
+AsyncResult, MapResult   a call, or a map that nobody consumes while it runs
+IMapIterator, outcomes   a map that is consumed step by step
+gather                   a map that is consumed at once
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from manycore._engine.future import Future
+from manycore._engine.mapping import BackgroundRun, Failure, MapRun, Outcome
+from manycore.errors import TimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Self
+
+__all__ = ["AsyncResult", "Callbacks", "IMapIterator", "MapResult", "OnError", "gather", "outcomes"]
+
+T = TypeVar("T")
+OnError = Literal["raise", "collect", "skip"]
+
+
+class AsyncResult(Future[T]):
+    """The result of `apply_async`: `multiprocessing.pool.AsyncResult`, which can also be awaited."""
+
+    __slots__ = ()
+
+    def ready(self) -> bool:
+        """Whether the call is over."""
+        return self.done()
+
+    def successful(self) -> bool:
+        """Whether the call returned, rather than raised.
+
+        Raises:
+            ValueError: It is not over.
+        """
+        if not self.done():
+            raise ValueError(f"{self!r} not ready")
+        return not self.cancelled() and self.exception() is None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the call is over, or `timeout` seconds have passed."""
+        if not self.done():
+            with contextlib.suppress(builtins.TimeoutError):
+                self._wait(timeout)
+
+    def get(self, timeout: float | None = None) -> T:
+        """What the call returned; its exception is raised here.
+
+        Args:
+            timeout: Seconds to wait at the most; None waits as long as it takes.
+
+        Raises:
+            multiprocessing.TimeoutError: It was not over in time. It goes on.
+        """
+        self.wait(timeout)
+        if not self.done():
+            raise TimeoutError
+        return self.result()
+
+
+class MapResult(AsyncResult[list[T]]):
+    """The result of `map_async` and `starmap_async`."""
+
+    __slots__ = ("_run",)
+
+    _run: BackgroundRun
+
+
+class IMapIterator:
+    """Results of `imap`, as they come. `next(timeout)` bounds one step.
+
+    An iterator that is dropped reads no more of the input and sends nothing more.
+    """
+
+    def __init__(self, run: MapRun, on_error: OnError, advance: Callable[[int, int], object] | None = None) -> None:
+        self._run = run
+        self._on_error = on_error
+        self._advance = advance
+        run.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result.
+
+        Args:
+            timeout: Seconds to wait at the most; None waits as long as it takes.
+
+        Raises:
+            StopIteration: There are no more.
+            multiprocessing.TimeoutError: There was none in time; another call may get it.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                outcome = self._run.next_outcome(deadline)
+            except builtins.TimeoutError:
+                raise TimeoutError from None
+            if outcome is None:
+                self.close()
+                raise StopIteration
+            if self._advance is not None:
+                self._advance(1, outcome.error is not None)
+            if outcome.error is None:
+                return outcome.result
+            if self._on_error == "raise":
+                raise outcome.error
+            if self._on_error == "collect":
+                return Failure(outcome.index, outcome.item, outcome.error)
+
+    def __next__(self) -> Any:
+        return self.next()
+
+    def close(self) -> None:
+        """Read and send nothing more."""
+        self._run.abandon()
+
+    def __del__(self) -> None:
+        run = getattr(self, "_run", None)
+        if run is not None:
+            run.forget()
+
+
+class Callbacks:
+    """Tells the callbacks of `apply_async` and `map_async` of a future's end."""
+
+    __slots__ = ("callback", "error_callback")
+
+    def __init__(
+        self, callback: Callable[[Any], object] | None, error_callback: Callable[[BaseException], object] | None
+    ) -> None:
+        self.callback = callback
+        self.error_callback = error_callback
+
+    def __call__(self, future: Future[Any]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            if self.callback is not None:
+                self.callback(future.result())
+        elif self.error_callback is not None:
+            self.error_callback(error)
+
+
+def outcomes(run: MapRun) -> Iterator[Outcome]:
+    """What became of each item of a run; dropping the iterator ends the reading and sending."""
+    try:
+        while (outcome := run.next_outcome()) is not None:
+            yield outcome
+    finally:
+        run.forget()
+
+
+def gather(run: MapRun, on_error: OnError, advance: Callable[[int, int], object] | None) -> list[Any]:
+    """All results of a run, in order."""
+    results: list[Any] = []
+    try:
+        while (block := run.next_block()) is not None:
+            if block.status is None:
+                results += block.values
+                if advance is not None:
+                    advance(len(block.values), 0)
+                continue
+            for outcome in run.outcomes(block):
+                if advance is not None:
+                    advance(1, outcome.error is not None)
+                if outcome.error is None:
+                    results.append(outcome.result)
+                elif on_error == "raise":
+                    raise outcome.error
+                elif on_error == "collect":
+                    results.append(Failure(outcome.index, outcome.item, outcome.error))
+    except BaseException:
+        run.abandon()
+        raise
+    return results

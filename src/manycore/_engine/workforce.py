@@ -1,0 +1,225 @@
+"""The worker processes of an engine: starting them, looking at them, stopping and killing them.
+
+Each has its own result ring, in a segment that a successor does not inherit: nothing that a dying worker did can
+harm another's channel. All is called under the engine's lock, but for `_on_exit`, which the reaper thread calls.
+
+If a process dies: a worker is appended to `dead` and the alarm is sounded; whoever collects next buries it. The
+    parent: the kernel kills the workers.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from manycore import _launch
+from manycore._engine.dispatch import Sight
+from manycore._memory import codec
+from manycore._memory.segment import Segment
+from manycore._native.ring import ResultRing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manycore._engine.settings import Settings
+    from manycore._native.ring import TaskRing
+
+__all__ = ["Record", "Worker", "Workforce"]
+
+Record = tuple[int, int, int, int, bool, int, Any]
+"""(task, item, status, took_ns, plain, flags, value), as `ResultRing.take` gives it."""
+
+# A worker's result ring. Shorter than the caches, long enough for 5,000 small results.
+RING_BYTES: Final = 256 * 1024
+
+# How long workers that were told to stop may take to end, before they are killed.
+STOP_GRACE: Final = 5.0  # seconds
+
+# Looks, 0.2 ms apart, at whether a worker has stopped: a signal's delivery takes mostly less than 0.1 ms.
+PAUSE_LOOKS: Final = 25
+
+
+class Worker:
+    """A worker process as the parent sees it.
+
+    Attributes:
+        index: Its place in the pool.
+        ring: Its results.
+        inbox, position: Records that were taken from the ring, and how many of them are settled.
+        parts: Of a result that comes in several records, those that are here.
+        leaving: It has said that it ends in order.
+    """
+
+    __slots__ = ("child", "inbox", "index", "leaving", "parts", "position", "ring", "segment")
+
+    def __init__(self, index: int, segment: Segment, ring: ResultRing) -> None:
+        self.index = index
+        self.segment = segment
+        self.ring = ring
+        self.child: _launch.Child
+        self.inbox: list[Record] = []
+        self.position = 0
+        self.parts: list[bytes] = []
+        self.leaving = False
+
+
+class Workforce:
+    """The workers of one engine.
+
+    Attributes:
+        workers: Those that are there, by index.
+        rings: Their result rings, in a list that is replaced and never changed.
+        dead: Those that have ended and are not buried; appended by the reaper thread.
+        started, died: How many were started, and how many died without being told to.
+        cpu_seconds, peak_rss_bytes: Of those that have ended: CPU time together, and the largest peak memory.
+    """
+
+    def __init__(self, settings: Settings, name: str, tasks: TaskRing, fds: Sequence[int]) -> None:
+        self._settings = settings
+        self._name = name
+        self._tasks = tasks
+        self._fds = tuple(fds)
+        self._initializer = (
+            None
+            if settings.initializer is None
+            else (codec.dump_function(settings.initializer), codec.dumps(settings.initargs))
+        )
+        self.workers: dict[int, Worker] = {}
+        self.rings: list[ResultRing] = []
+        self.dead: deque[Worker] = deque()
+        self.started = self.died = 0
+        self.cpu_seconds = 0.0
+        self.peak_rss_bytes = 0
+
+    def start(self, index: int) -> None:
+        """Start a worker in this place; returns before it runs."""
+        segment = Segment.create(RING_BYTES, "manycore-results")
+        worker = Worker(index, segment, ResultRing(segment.buffer, create=True))
+        self._tasks.reset(index)
+        setup = {
+            "index": index,
+            "initializer": self._initializer,
+            "max_tasks": self._settings.max_tasks,
+            "main": codec.describe_main(),
+        }
+        workforce = weakref.ref(self)
+
+        def on_exit(_child: _launch.Child) -> None:
+            owner = workforce()
+            if owner is not None:
+                owner.dead.append(worker)
+                owner._tasks.alarm()
+
+        worker.child = _launch.launch(
+            "manycore._engine.worker:main",
+            pickle.dumps(setup, 5),
+            [*self._fds, segment.fd],
+            title=f"manycore: worker {index} of pool {self._name!r}",
+            on_exit=on_exit,
+        )
+        self.workers[index] = worker
+        self.rings = [other.ring for other in self.workers.values()]
+        self.started += 1
+
+    def remove(self, worker: Worker) -> None:
+        """The worker has been buried."""
+        if self.workers.get(worker.index) is worker:
+            del self.workers[worker.index]
+            self.rings = [other.ring for other in self.workers.values()]
+        certificate = worker.child.status
+        if certificate is not None:
+            self.cpu_seconds += certificate.user_seconds + certificate.system_seconds
+            self.peak_rss_bytes = max(self.peak_rss_bytes, certificate.peak_rss_bytes)
+        if not worker.leaving:
+            self.died += 1
+        worker.segment.close()
+
+    def sight(self, worker: Worker, unbegun: tuple[int, ...] = ()) -> Sight:
+        """What the worker's page shows now."""
+        task, item, started_ns, _, _ = self._tasks.status(worker.index)
+        return Sight(worker.index, unbegun, task, item, started_ns)
+
+    def sights(self) -> list[Sight]:
+        """What all pages show."""
+        return [self.sight(worker) for worker in self.workers.values()]
+
+    def busy(self) -> int:
+        """How many run something now."""
+        return sum(self._tasks.status(index)[0] != 0 for index in tuple(self.workers))
+
+    def pids(self) -> tuple[int, ...]:
+        """The process ids of those that have started."""
+        return tuple(worker.child.pid for worker in self.workers.values() if worker.child.started)
+
+    def peak_rss(self) -> int:
+        """The largest peak memory of any worker so far, in bytes."""
+        return max([self.peak_rss_bytes, *map(_peak_rss_bytes, self.pids())])
+
+    # Ending them
+
+    def kill_if_still(self, sight: Sight) -> bool:
+        """Kill a worker for what it runs, and for nothing else: it is stopped first, and looked at again.
+
+        Returns:
+            Whether it was killed; False when it has gone on to something else, or cannot be stopped now.
+        """
+        worker = self.workers.get(sight.worker)
+        if worker is None or not _pause(worker.child):
+            return False
+        now = self.sight(worker)
+        if (now.task, now.item, now.started_ns) != (sight.task, sight.item, sight.started_ns):
+            worker.child.signal(signal.SIGCONT)  # it was done in the last moment
+            return False
+        worker.child.kill()
+        return True
+
+    def stop(self) -> None:
+        """Tell all workers to leave when no task is ready."""
+        for index in tuple(self.workers):
+            self._tasks.stop(index)
+
+    def kill(self) -> None:
+        """Kill all workers."""
+        for worker in self.workers.values():
+            worker.child.kill()
+
+    def await_end(self, children: Sequence[_launch.Child]) -> None:
+        """Wait until these have ended; kill those that do not within STOP_GRACE. Without locks."""
+        deadline = time.monotonic() + STOP_GRACE
+        for child in children:
+            if child.wait(max(0.0, deadline - time.monotonic())) is None:
+                child.kill()
+        for child in children:
+            child.wait(STOP_GRACE)
+
+
+def _pause(child: _launch.Child) -> bool:
+    """Stop a process and make sure that it has stopped; False when it does not within a few milliseconds."""
+    child.signal(signal.SIGSTOP)
+    for _ in range(PAUSE_LOOKS):
+        try:
+            with open(f"/proc/{child.pid}/stat", "rb") as file:
+                state = file.read().rpartition(b") ")[2][:1]
+        except OSError:
+            return False
+        if state in b"Tt":
+            return True
+        time.sleep(0.0002)
+    child.signal(signal.SIGCONT)
+    return False
+
+
+def _peak_rss_bytes(pid: int) -> int:
+    """The most memory that a living process has held; 0 when it cannot be asked."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
