@@ -50,7 +50,7 @@ static void put_result(int worker, uint64_t task) {
     mc_results *ring = &results[worker].ring;
     mc_record *record;
     while ((record = mc_reserve(ring, sizeof *record)) == NULL) {
-        mc_notify(tasks);
+        mc_notify(tasks, true);
         mc_wait_room(ring, sizeof *record);
     }
     memset(record, 0, sizeof *record);
@@ -72,7 +72,7 @@ static void work(int worker) {
             ex_stop("begins");
             executed[task]++;
             put_result(worker, task);
-            mc_notify(tasks);
+            mc_notify(tasks, false);
             atomic_store(&page->task, 0);
         } else if (atomic_load(&page->stop)) {
             return;
@@ -104,7 +104,7 @@ static int collect(int worker) {
 }
 
 static void publish(uint64_t *queue, int *count) {
-    while (*count > 0 && mc_publish(tasks, queue[*count - 1], 0, 0, &queue[*count - 1], 8) >= 0) {
+    while (*count > 0 && mc_publish(tasks, queue[*count - 1], 0, 0, "", 0, &queue[*count - 1], 8) >= 0) {
         --*count;
         mc_kick(tasks);
     }
@@ -203,7 +203,7 @@ static void bell_background(void) {
 }
 static void bell_worker(void) {
     put_result(1, 1);
-    mc_notify(tasks);
+    mc_notify(tasks, true);
 }
 static void bell_end(void) {
     EX_CHECK(collected); /* by the one or by the other; the background may sleep on only if the other did */
@@ -232,7 +232,7 @@ static void full_parent(void) {
 }
 static void full_notifying_worker(void) {
     full_worker();
-    mc_notify(tasks);
+    mc_notify(tasks, true);
 }
 static void full_end(void) {
     for (int i = 0; i < 2; i++)

@@ -41,7 +41,7 @@ static void *work(void *argument) {
         uint32_t size = (uint32_t)sizeof(mc_record) + (length + 7) / 8 * 8;
         mc_record *record;
         while ((record = mc_reserve(results[worker], size)) == NULL) {
-            mc_notify(tasks);
+            mc_notify(tasks, true);
             mc_wait_room(results[worker], size);
         }
         record->size = size;
@@ -49,7 +49,7 @@ static void *work(void *argument) {
         record->length = length;
         memcpy(record + 1, payload, length);
         mc_commit(results[worker], size);
-        mc_notify(tasks);
+        mc_notify(tasks, true);
         atomic_store(&page->task, 0);
     }
 }
@@ -82,7 +82,7 @@ int main(int argc, char **argv) {
         while (sent - received < 64 && mc_now_ns() < end) {
             uint32_t length = (uint32_t)rand_r(&seed) % MC_SLOT_PAYLOAD;
             memset(payload, (uint8_t)(sent + 1), length);
-            int64_t ticket = mc_publish(tasks, sent + 1, 0, 0, payload, length);
+            int64_t ticket = mc_publish(tasks, sent + 1, 0, 0, "", 0, payload, length);
             if (ticket < 0) break;
             sent++;
             sum += sent;
