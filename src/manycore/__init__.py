@@ -55,6 +55,8 @@ _HOMES = {
     "RLock": "synchronize",
     "Semaphore": "synchronize",
     "BoundedSemaphore": "synchronize",
+    "SharedArray": "shared_memory",
+    "share": "shared_memory",
     "active_children": "process",
     "current_process": "process",
     "parent_process": "process",

@@ -57,6 +57,8 @@ from manycore.pool import map as map
 from manycore.process import active_children as active_children
 from manycore.process import current_process as current_process
 from manycore.process import parent_process as parent_process
+from manycore.shared_memory import SharedArray as SharedArray
+from manycore.shared_memory import share as share
 from manycore.sharedctypes import Atomic as Atomic
 from manycore.supervisor import Supervisor as Supervisor
 from manycore.supervisor import supervise as supervise
@@ -111,6 +113,7 @@ __all__ = [
     "ResultLost",
     "ResultPicklingError",
     "Semaphore",
+    "SharedArray",
     "SimpleQueue",
     "Supervisor",
     "TaskPicklingError",
@@ -136,5 +139,6 @@ __all__ = [
     "set_executable",
     "set_forkserver_preload",
     "set_start_method",
+    "share",
     "supervise",
 ]

@@ -15,7 +15,7 @@ import pytest
 
 from manycore._memory import cells
 from manycore._memory.available import available_bytes
-from manycore._memory.segment import Segment
+from manycore._memory.segment import Segment, forget_in_flight
 from manycore._native.mapping import Mapping, allocate, punch
 
 
@@ -61,11 +61,13 @@ def test_a_view_outlives_close_and_the_object() -> None:
 
 
 def test_no_descriptor_is_lost() -> None:
+    forget_in_flight()
     before = descriptors()
     for _ in range(100):
         segment = Segment.create(5000)
         assert pickle.loads(pickle.dumps(segment)) is segment
         del segment
+    forget_in_flight()
     assert descriptors() == before
 
 
@@ -225,5 +227,6 @@ def test_many_cells_cost_few_descriptors() -> None:
     assert descriptors() - before <= 25
     for cell in many:
         pickle.dumps(cell)
+    forget_in_flight()
     del many, cell
     assert descriptors() - before <= 2

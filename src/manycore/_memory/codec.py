@@ -110,7 +110,12 @@ def _pickle_part(shipment: Shipment, value: Any, inline: frozenset[int]) -> byte
 
 
 def dumps(
-    value: Any, *, buffers: list[Any] | None = None, to_parent: bool = False, roots: Sequence[str] = ()
+    value: Any,
+    *,
+    buffers: list[Any] | None = None,
+    to_parent: bool = False,
+    roots: Sequence[str] = (),
+    least: int = reducers.OUT_OF_BAND_BYTES,
 ) -> bytes:
     """Pickles a value.
 
@@ -120,6 +125,7 @@ def dumps(
             them in the bytes. To be handed to `loads` in the same order.
         to_parent: The reader is the process that sent this one its code, so that code goes back by reference.
         roots: For an error's message: the names of the parts of `value`, which is then a tuple.
+        least: Buffers of fewer bytes stay in the pickle.
 
     Returns:
         The bytes.
@@ -130,16 +136,22 @@ def dumps(
     """
     if is_plain(value):
         return pickle.dumps(value, 5)
-    return _dumps(value, Shipment(_pickle_part, to_parent=to_parent), buffers, roots)
+    return _dumps(value, Shipment(_pickle_part, to_parent=to_parent), buffers, roots, least)
 
 
-def _dumps(value: Any, shipment: Shipment, buffers: list[Any] | None, roots: Sequence[str]) -> bytes:
+def _dumps(
+    value: Any,
+    shipment: Shipment,
+    buffers: list[Any] | None,
+    roots: Sequence[str],
+    least: int = reducers.OUT_OF_BAND_BYTES,
+) -> bytes:
     into = io.BytesIO()
     try:
         if buffers is None:
             Pickler(into, shipment).dump(value)
         else:
-            _dump_out_of_band(value, into, shipment, buffers)
+            _dump_out_of_band(value, into, shipment, buffers, least)
         if not shipment:
             return into.getvalue()
         table = shipment.close()
@@ -150,12 +162,12 @@ def _dumps(value: Any, shipment: Shipment, buffers: list[Any] | None, roots: Seq
     return b"".join((b"\x01", len(table).to_bytes(8, "little"), table, into.getbuffer()))
 
 
-def _dump_out_of_band(value: Any, into: io.BytesIO, shipment: Shipment, buffers: list[Any]) -> None:
+def _dump_out_of_band(value: Any, into: io.BytesIO, shipment: Shipment, buffers: list[Any], least: int) -> None:
     first = len(buffers)
 
     def out_of_band(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        if raw.nbytes < reducers.OUT_OF_BAND_BYTES:
+        if raw.nbytes < least:
             return True
         buffers.append(raw)
         return False

@@ -12,6 +12,9 @@ Invariants:
     every page of a segment exists from its creation on, so no reader can meet SIGBUS;
     its size never changes (sealed), so a mapping of it is valid for ever;
     a process maps a segment once: equal inodes are the same `Segment` object.
+In flight: a handle names its sender's descriptor, so what was pickled must stay open until it is received.
+    Who knows when that is collects it (`collecting`); for everybody else the last things that were sent are
+    kept open for half a minute, a bounded number of them.
 If a process dies:
     in `create`: the kernel frees the memory with the descriptor.
     the sender, before the handle is received: the receiver gets a clear OSError.
@@ -26,14 +29,17 @@ import fcntl
 import os
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
 from manycore._memory.available import require_bytes
 from manycore._native.mapping import Mapping, allocate
 
-__all__ = ["Segment", "create_memfd"]
+__all__ = ["Segment", "collecting", "create_memfd", "forget_in_flight", "receive_fd", "send_fd"]
 
 # Above this size a request is compared with the memory that is left, which takes some 50 us: the kernel
 # itself refuses a memfd nothing, and lets its out-of-memory killer choose a victim later.
@@ -150,32 +156,99 @@ class Segment:
     def __reduce__(self) -> tuple[Callable[..., Segment], tuple[Any, ...]]:
         if self.fd < 0:
             raise ValueError("a closed segment cannot be sent")
-        return _receive, (self.inode, self.size, send_fd(self.fd))
+        return _receive, (self.inode, self.size, send_fd(self.fd, self, self.size))
 
     def __repr__(self) -> str:
         return f"<Segment of {self.size} bytes, fd {self.fd}>"
 
 
-def send_fd(fd: int) -> tuple[int, int] | Any:
+# What was sent, and must stay open a while: (when to forget it, the object, its bytes), oldest first. The bounds are
+# what a careless sender costs; who is slower than that to receive gets a clear error.
+_IN_FLIGHT_SECONDS = 30.0
+_IN_FLIGHT_MOST = 256
+_IN_FLIGHT_BYTES = 256 << 20
+_in_flight: deque[tuple[float, object, int]] = deque()
+_in_flight_bytes = 0
+
+_collector = threading.local()  # .kept: the list of the innermost `collecting` of this thread
+
+
+@contextmanager
+def collecting(kept: list[object]) -> Iterator[None]:
+    """What this thread pickles meanwhile goes into `kept`, to be held until it has been received."""
+    before = getattr(_collector, "kept", None)
+    _collector.kept = kept
+    try:
+        yield
+    finally:
+        _collector.kept = before
+
+
+def _keep_in_flight(owner: object, size: int) -> None:
+    global _in_flight_bytes
+    kept = getattr(_collector, "kept", None)
+    if kept is not None:
+        kept.append(owner)
+        return
+    now = time.monotonic()
+    dropped = []  # their finalizers run when nothing here is half done
+    with _known_lock:
+        _in_flight.append((now + _IN_FLIGHT_SECONDS, owner, size))
+        _in_flight_bytes += size
+        while _in_flight and (
+            _in_flight[0][0] < now or len(_in_flight) > _IN_FLIGHT_MOST or _in_flight_bytes > _IN_FLIGHT_BYTES
+        ):
+            dropped.append(_in_flight.popleft())
+            _in_flight_bytes -= dropped[-1][2]
+
+
+def forget_in_flight() -> None:
+    """Stop holding what was sent, whether it has been received or not."""
+    global _in_flight_bytes
+    with _known_lock:
+        dropped = list(_in_flight)
+        _in_flight.clear()
+        _in_flight_bytes = 0
+    del dropped
+
+
+def _after_fork_in_child() -> None:
+    global _known_lock
+    _known_lock = threading.RLock()
+    _collector.__dict__.clear()
+    forget_in_flight()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def send_fd(fd: int, owner: object, size: int = 0) -> tuple[int, int] | Any:
     """What stands for a descriptor in a pickle: `receive_fd` makes a descriptor of it in the process that loads it.
 
     While a process of the standard library is being started, its own way is taken (the descriptor is
     inherited); else any running process of this user opens it through this one's descriptor table.
+
+    Args:
+        fd: The descriptor.
+        owner: Who keeps it open.
+        size: Bytes that the owner holds.
     """
     context = sys.modules.get("multiprocessing.context")  # not loaded: nobody is spawning
     if context is not None and context.get_spawning_popen() is not None:
         from multiprocessing.reduction import DupFd
 
         return DupFd(fd)
+    _keep_in_flight(owner, size)
     return os.getpid(), fd
 
 
-def receive_fd(handle: tuple[int, int] | Any, inode: tuple[int, int]) -> int:
+def receive_fd(handle: tuple[int, int] | Any, inode: tuple[int, int], mode: int = os.O_RDWR) -> int:
     """A descriptor of this process for what `send_fd` gave.
 
     Args:
         handle: What `send_fd` gave.
         inode: (device, inode) of the file that was sent; anything else under that number is refused.
+        mode: os.O_RDONLY or os.O_RDWR.
 
     Raises:
         OSError: The sender is gone, or has closed what it sent; or the descriptor limit is reached.
@@ -185,7 +258,7 @@ def receive_fd(handle: tuple[int, int] | Any, inode: tuple[int, int]) -> int:
     else:
         pid, number = handle
         try:
-            fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(f"/proc/{pid}/fd/{number}", mode | os.O_CLOEXEC)
         except FileNotFoundError:
             raise _gone(pid) from None
     status = os.fstat(fd)
