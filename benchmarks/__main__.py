@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.peers.base import Peer
     from benchmarks.spec import Workload
 
-WIDTH = 200  # columns of the tables where the output is not a terminal
+WIDTH = 260  # columns of the tables where the output is not a terminal
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -86,7 +86,7 @@ def _family_table(family: str, table_rows: Sequence[Row], peers: Sequence[Peer])
     table.add_column("work")
     table.add_column("unit")
     for peer in peers:
-        table.add_column(peer.name.replace(".", ".\u200b"), justify="right", overflow="fold")
+        table.add_column(peer.name.replace(".", ".\n"), justify="right")
     table.add_column("best peer")
     table.add_column("over best", justify="right")
     table.add_column("over standard", justify="right")

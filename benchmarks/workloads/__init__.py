@@ -23,6 +23,7 @@ NAMES = (
     "killed_worker",
     "close_and_join",
     "pending_memory",
+    "scaling",
     "idle",
     "process_start",
     "queue_small",
