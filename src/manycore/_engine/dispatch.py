@@ -116,6 +116,9 @@ class Task:
         chunk: Whether the payload is a list of items.
         retries: How often an item may begin again after its worker died, it ran too long, or it failed.
         timeout_ns: How long one item may run, in ns; 0 = as long as it likes.
+        once: Whether only one worker can read the payload, because it then owns the memory: where another task could
+            be published again, this one is split, which encodes its items anew.
+        nbytes: The size of the payload.
     """
 
     __slots__ = (
@@ -123,6 +126,8 @@ class Task:
         "count",
         "function",
         "id",
+        "nbytes",
+        "once",
         "payload",
         "received",
         "retries",
@@ -143,7 +148,11 @@ class Task:
         chunk: bool = False,
         retries: int = 0,
         timeout_ns: int = 0,
+        once: bool = False,
+        nbytes: int = 0,
     ) -> None:
+        self.once = once
+        self.nbytes = nbytes
         self.sink = sink
         self.function = function
         self.payload = payload
@@ -195,7 +204,7 @@ class Requeued:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The chunk as a whole cannot be unpickled: send its items from `task.received` on one by one.
+    """The task cannot go on as it is (unpickled as a whole, or read twice): encode its items from `received` on anew.
 
     The first of them inherits `task.tries`.
     """
@@ -269,6 +278,13 @@ class Dispatcher:
         task.ticket = NOT_PUBLISHED
         self._backlog.appendleft(task)  # it has waited its turn already
         return Requeued(task)
+
+    def _again(self, task: Task) -> Requeued | Split:
+        """What a worker has begun and not finished goes on elsewhere."""
+        if not task.once:
+            return self._requeue(task)
+        self._end(task)
+        return Split(task)
 
     @property
     def outstanding(self) -> int:
@@ -351,7 +367,7 @@ class Dispatcher:
         if task.received == task.count:
             self._end(task)
         elif not running:
-            return [failed, self._requeue(task)]
+            return [failed, self._again(task)]
         return [failed]
 
     def failed(self, task_id: int, item: int) -> list[Instruction]:
@@ -365,7 +381,7 @@ class Dispatcher:
             # A new id: the worker's page still shows the old one, and the worker may die before it clears it.
             del self._tasks[task.id]
             self._name(task)
-            return [self._requeue(task)]
+            return [self._again(task)]
         return self._give_up_item(task, running=True)
 
     def undecodable(self, task_id: int) -> list[Instruction]:
@@ -454,10 +470,10 @@ class Dispatcher:
                 self._end(task)
                 return [Split(task)]
         elif sight.item < task.received:
-            return [self._requeue(task)]  # it died between two items
+            return [self._again(task)]  # it died between two items
         if self._spent(task):
             return self._give_up_item(task, running=False, timeout=timeout)
-        return [self._requeue(task)]
+        return [self._again(task)]
 
     def overdue(self, now_ns: int, sights: Iterable[Sight]) -> tuple[list[Kill], int | None]:
         """Who has run too long, and when to ask again (ns; None while no task has a timeout)."""

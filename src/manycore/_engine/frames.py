@@ -17,6 +17,7 @@ __all__ = [
     "INIT_FAILED",
     "LEAVING",
     "OK",
+    "PACKED",
     "RAISED",
     "READY",
     "SPOOLED",
@@ -34,6 +35,7 @@ CALL: Final = 0  # the payload is (args, kwargs)
 CHUNK: Final = 1  # the payload is a list of items, each the function's only argument
 STAR: Final = 2  # with CHUNK: each item is the tuple of its arguments
 SPOOLED: Final = 4  # the payload is WHERE
+PACKED: Final = 8  # the payload is a manifest, see cargo.py; also a flag of a record
 
 # status of a record
 OK: Final = 0  # the pickle is the item's result

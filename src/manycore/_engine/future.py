@@ -23,6 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from manycore._engine import frames
+from manycore._engine.cargo import Parcel
 from manycore._engine.failure import load_failure
 from manycore._memory import codec
 from manycore.errors import RemoteTraceback, ResultPicklingError, TaskPicklingError
@@ -56,11 +57,11 @@ class Owner(Protocol):
         """Whether a worker has the task."""
 
 
-def outcome_of(status: int, data: bytes, where: str) -> tuple[Any, BaseException | None]:
+def outcome_of(status: int, data: Any, where: str) -> tuple[Any, BaseException | None]:
     """Decode a record: (result, None) or (None, exception)."""
     if status == frames.OK:
         try:
-            return codec.loads(data), None
+            return (data.open() if type(data) is Parcel else codec.loads(data)), None
         except BaseException as broken:
             error: BaseException = ResultPicklingError(f"the result of {where} could not be rebuilt here: {broken!r}")
             error.__cause__ = broken
@@ -112,7 +113,7 @@ class Future(concurrent.futures.Future[T]):
         self._owner = owner
         self._task: Any = None
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # while it is not over, for messages
-        self._raw: tuple[int, bytes, str] | None = None
+        self._raw: tuple[int, Any, str] | None = None
 
     # What the base class and concurrent.futures.wait and as_completed read.
 
@@ -170,7 +171,7 @@ class Future(concurrent.futures.Future[T]):
     # Resolving: by the engine, or by whoever made a future without one
 
     def _finish(
-        self, state: str, result: Any, exception: BaseException | None, raw: tuple[int, bytes, str] | None
+        self, state: str, result: Any, exception: BaseException | None, raw: tuple[int, Any, str] | None
     ) -> list[Callable[[Any], object]]:
         """Move to a final state and wake who waits; returns the callbacks, which the caller runs without locks."""
         with _lazy:
@@ -235,7 +236,7 @@ class Future(concurrent.futures.Future[T]):
         return partial(self._call_all, callbacks) if callbacks else None
 
     def take(
-        self, task: Task, _item: int, status: int, data: bytes, _took_ns: int, worker: int
+        self, task: Task, _item: int, status: int, data: Any, _took_ns: int, worker: int
     ) -> Callable[[], object] | None:
         """The result or the failure, pickled."""
         callbacks = self._finish(FINISHED, None, None, (status, data, f"{task.function.name}() on worker {worker}"))

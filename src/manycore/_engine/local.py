@@ -37,14 +37,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch
 from manycore._engine import frames
+from manycore._engine.cargo import Manifest
 from manycore._engine.death import death_error, describe_item
 from manycore._engine.dispatch import Broken, Dispatcher, Failed, Split, Start, Task, TaskState
 from manycore._engine.failure import load_failure
 from manycore._engine.functions import FunctionTable
 from manycore._engine.settings import Settings, Stats
-from manycore._engine.spool import Range, Spool
+from manycore._engine.spool import Spool
 from manycore._engine.workforce import Worker, Workforce
 from manycore._memory import codec
+from manycore._memory.arena import Arena, ArenaFull, default_budget
 from manycore._memory.segment import Segment
 from manycore._native.ring import INLINE_BYTES, MORE, WORKERS_MAX, BrokenRing, TaskRing, Turn, now_ns
 from manycore.errors import PoolBroken, PoolClosed, RemoteTraceback, ResultLost
@@ -92,7 +94,9 @@ class Engine:
         self._turn = Turn(self._tasks)
         self._spool = Spool()
         self.functions = FunctionTable(self._spool)
-        self._workforce = Workforce(settings, self.name, self._tasks, (self._segment.fd, self._spool.fd))
+        self._arena = Arena(default_budget(settings.workers + 1), "manycore-arguments")
+        fds = (self._segment.fd, self._spool.fd, self._arena.fd)
+        self._workforce = Workforce(settings, self.name, self._tasks, fds)
         self._collector: threading.Thread | None = None
         self._closed = False  # no new tasks
         self._ended = False  # no workers, and no new ones
@@ -152,17 +156,33 @@ class Engine:
         if self._closed:
             self.check_open()
         arguments = (args, kwargs)
-        payload = codec.dumps(arguments, roots=("args", "kwargs"))
-        task = self.encode(self.functions.get(function), payload, future)
+        task = self.encode(self.functions.get(function), arguments, future, roots=("args", "kwargs"))
         future._task = task
-        if len(payload) <= _INLINE:
+        if task.nbytes <= _INLINE:
             future._arguments = arguments
         self.submit(task)
 
-    def encode(self, function: Function, payload: bytes, sink: Any, **options: Any) -> Task:
-        """A task for `submit`; a payload too long for a slot goes into the spool. In the caller's thread, no locks."""
-        body: Any = payload if len(payload) <= _INLINE else self._spool.put(payload)
-        return Task(sink, function, body, **options)
+    def encode(self, function: Function, value: Any, sink: Any, *, roots: tuple[str, ...] = (), **options: Any) -> Task:
+        """A task for `submit`. A long payload goes into the arena, or into the spool when that is full.
+
+        In the caller's thread, without locks.
+
+        Raises:
+            TaskPicklingError: A part of `value` cannot be pickled.
+            OSError: Memory is short.
+        """
+        buffers: list[Any] = []
+        payload = codec.dumps(value, buffers=buffers, roots=roots)
+        if not buffers and len(payload) <= _INLINE:
+            return Task(sink, function, payload, nbytes=len(payload), **options)
+        nbytes = len(payload) + sum(buffer.nbytes for buffer in buffers)
+        try:
+            manifest = Manifest(self._arena, payload, buffers)
+        except (ArenaFull, OSError):
+            if buffers:
+                payload = codec.dumps(value, roots=roots)
+            return Task(sink, function, self._spool.put(payload), nbytes=nbytes, **options)
+        return Task(sink, function, manifest, nbytes=nbytes, once=True, **options)
 
     def submit(self, task: Task) -> None:
         """Queue a task.
@@ -212,14 +232,25 @@ class Engine:
                 return
             function, payload = task.function, task.payload
             flags = function.flags if task.chunk else frames.CALL
-            if type(payload) is Range:
-                flags |= frames.SPOOLED
-                payload = frames.WHERE.pack(payload.offset, payload.length)
+            if type(payload) is not bytes:
+                flags, payload = self._large(flags, task)
             head = function.head if task.received == 0 else function.head_from(task.received)
             ticket = publish(task.id, 0, flags, head, payload)
             if ticket < 0:
                 return
             dispatcher.published(task, ticket)
+
+    def _large(self, flags: int, task: Task) -> tuple[int, bytes]:
+        """The flags and the frame's part of a payload that is not in the frame."""
+        payload = task.payload
+        if type(payload) is Manifest:
+            flags |= frames.PACKED
+            if len(payload.data) <= _INLINE:
+                return flags, payload.data
+            if payload.range is None:
+                payload.range = self._spool.put(payload.data)
+            payload = payload.range
+        return flags | frames.SPOOLED, frames.WHERE.pack(payload.offset, payload.length)
 
     # Results out
 
@@ -340,6 +371,8 @@ class Engine:
                     worker.parts.append(value)
                     value = b"".join(worker.parts)
                     worker.parts = []
+                if flags & frames.PACKED:
+                    value = worker.unpack(value)
                 self._settle(worker, task_id, item, status, took_ns, value)
         worker.position = 0
         inbox.clear()
@@ -348,8 +381,8 @@ class Engine:
         if call is not None:
             self._after.append(call)
 
-    def _settle(self, worker: Worker, task_id: int, item: int, status: int, took_ns: int, data: bytes) -> None:
-        """Settle one record with a pickle."""
+    def _settle(self, worker: Worker, task_id: int, item: int, status: int, took_ns: int, data: Any) -> None:
+        """Settle one record with a pickle, or with a parcel."""
         if status in (frames.OK, frames.UNPICKLABLE):
             task = self._dispatcher.finished(task_id, item)
             if task is not None:
@@ -400,6 +433,8 @@ class Engine:
                 break
         self._workforce.remove(worker)
         self._turn.rings = self._workforce.rings
+        if worker.child.started and worker.child.error is None:
+            self._arena.reclaim_dead(worker.child.pid)
         unbegun = tuple(self._tasks.repair(worker.index))
         sight = self._workforce.sight(worker, unbegun)
         needed = not self._closed or self._dispatcher.outstanding > 0

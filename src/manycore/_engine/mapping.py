@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any, Final
 from manycore._engine import frames
 from manycore._engine.death import shorten
 from manycore._engine.future import outcome_of
-from manycore._memory import codec
 from manycore.errors import PoolBroken, PoolClosed
 
 if TYPE_CHECKING:
@@ -209,7 +208,7 @@ class MapRun:
         return self._put(task, Block(first + item, values, items, None, mean / 1e9, worker))
 
     def take(
-        self, task: Task, item: int, status: int, data: bytes, took_ns: int, worker: int
+        self, task: Task, item: int, status: int, data: Any, took_ns: int, worker: int
     ) -> Callable[[], object] | None:
         """One item's pickled result or failure."""
         first, items = self._in_flight[task]
@@ -254,22 +253,21 @@ class MapRun:
     def _encode(self, first: int, items: list[Any]) -> Task | None:
         """A task for these items. One that cannot be pickled fails here and now; several raise."""
         try:
-            payload = codec.dumps(items)
+            task = self._engine.encode(
+                self._function,
+                items,
+                self,
+                count=len(items),
+                chunk=True,
+                retries=self._options.retries,
+                timeout_ns=self._timeout_ns,
+            )
         except Exception as error:
             if len(items) > 1:
                 raise
             self._put(None, Block(first, [error], items, FAILED, 0.0, -1))
             return None
-        self._item_bytes += (len(payload) / len(items) - self._item_bytes) * 0.5
-        task = self._engine.encode(
-            self._function,
-            payload,
-            self,
-            count=len(items),
-            chunk=True,
-            retries=self._options.retries,
-            timeout_ns=self._timeout_ns,
-        )
+        self._item_bytes += (task.nbytes / len(items) - self._item_bytes) * 0.5
         self._in_flight[task] = (first, items)
         return task
 

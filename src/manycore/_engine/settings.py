@@ -78,9 +78,9 @@ class Sink(Protocol):
         """Results that needed no unpickling, of the items from `item` on."""
 
     def take(
-        self, task: Task, item: int, status: int, data: bytes, took_ns: int, worker: int
+        self, task: Task, item: int, status: int, data: Any, took_ns: int, worker: int
     ) -> Callable[[], object] | None:
-        """One item's record."""
+        """One item's record: its pickle, or a `Parcel`."""
 
     def fail(self, task: Task, item: int, error: BaseException) -> Callable[[], object] | None:
         """The item has no result and will have none."""

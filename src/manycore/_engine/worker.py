@@ -13,17 +13,20 @@ If a process dies: anywhere here, the parent reads the ring, the slots and the p
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine import frames
+from manycore._engine.cargo import Manifest, unpack
 from manycore._engine.failure import dump_failure
 from manycore._engine.spool import read_exactly
 from manycore._memory import codec
+from manycore._memory.arena import Arena, ArenaFull, ArenaView, default_budget
 from manycore._memory.segment import Segment
-from manycore._native.ring import ResultRing, TaskRing, now_ns
+from manycore._native.ring import FRAGMENT_BYTES, ResultRing, TaskRing, now_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,12 +74,15 @@ class _Functions:
 
 
 class _Worker:
-    def __init__(self, index: int, tasks: TaskRing, results: ResultRing, spool_fd: int) -> None:
+    def __init__(self, index: int, tasks: TaskRing, results: ResultRing, fds: list[int], arenas: int) -> None:
         self.index = index
         self.tasks = tasks
         self.results = results
-        self.spool_fd = spool_fd
-        self.functions = _Functions(spool_fd)
+        _, self.spool_fd, self.arguments_fd, _, self.results_fd = fds
+        self.arenas = arenas
+        self.view: ArenaView | None = None  # of the parent's arena, once a large argument came
+        self.arena: Arena | None = None  # our own, once there was a large result
+        self.functions = _Functions(self.spool_fd)
 
     def run(self, max_tasks: int) -> None:
         """Take tasks until told to stop, or until `max_tasks` (0 = no bound) are done."""
@@ -105,7 +111,7 @@ class _Worker:
             if flags & frames.SPOOLED:
                 where, size = frames.WHERE.unpack(body)
                 body = read_exactly(self.spool_fd, size, where)
-            payload = codec.loads(body)
+            payload = self.unpack(body) if flags & frames.PACKED else codec.loads(body)
         except BaseException as error:
             self.results.put(task, first, frames.UNDECODABLE, 0, dump_failure(error))
             self.tasks.done(self.index, 0, 0)
@@ -153,9 +159,31 @@ class _Worker:
                 self.tasks.notify()
         self.tasks.done(index, started - chunk_started, len(items) - first)
 
-    def put_result(self, task: int, item: int, took_ns: int, result: Any) -> None:
+    def unpack(self, manifest: bytes | memoryview) -> Any:
+        """A large payload, out of the parent's arena."""
+        if self.view is None:
+            self.view = ArenaView(os.dup(self.arguments_fd))
+        return unpack(self.view, manifest).open()
+
+    def pack(self, data: bytes, buffers: list[Any]) -> bytes | None:
+        """A large result, in this worker's own arena; None when there is no room, so that it goes in pieces."""
         try:
-            data = codec.dumps(result, to_parent=True)
+            if self.arena is None:
+                self.arena = Arena(default_budget(self.arenas), fd=os.dup(self.results_fd))
+            return Manifest(self.arena, data, buffers).forget()
+        except (ArenaFull, OSError):
+            return None
+
+    def put_result(self, task: int, item: int, took_ns: int, result: Any) -> None:
+        buffers: list[Any] = []
+        try:
+            data = codec.dumps(result, buffers=buffers, to_parent=True)
+            if buffers or len(data) > FRAGMENT_BYTES:
+                packed = self.pack(data, buffers)
+                if packed is not None:
+                    self.results.put(task, item, frames.OK, took_ns, packed, frames.PACKED)
+                    return
+                data = codec.dumps(result, to_parent=True)
         except BaseException as error:
             self.results.put(task, item, frames.UNPICKLABLE, took_ns, dump_failure(error))
             error.__traceback__ = None
@@ -167,7 +195,7 @@ def main(payload: bytes, fds: list[int]) -> int:
     """A worker's life, in the process that was launched for it; returns its exit code."""
     setup: dict[str, Any] = pickle.loads(payload)
     index: int = setup["index"]
-    tasks_fd, spool_fd, results_fd = fds
+    tasks_fd, _, _, results_fd, _ = fds
     tasks = TaskRing(Segment.from_fd(tasks_fd).buffer)
     results = ResultRing(Segment.from_fd(results_fd).buffer, bell=tasks)
     codec.become_worker(setup["main"])
@@ -185,7 +213,7 @@ def main(payload: bytes, fds: list[int]) -> int:
             return 1
     results.put(0, 0, frames.READY, 0, b"")
     tasks.notify()
-    _Worker(index, tasks, results, spool_fd).run(setup["max_tasks"])
+    _Worker(index, tasks, results, fds, setup["arenas"]).run(setup["max_tasks"])
     results.put(0, 0, frames.LEAVING, 0, b"")
     tasks.notify()
     return 0

@@ -9,6 +9,7 @@ If a process dies: a worker is appended to `dead` and the alarm is sounded; whoe
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import time
@@ -17,14 +18,17 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch
+from manycore._engine.cargo import unpack
 from manycore._engine.dispatch import Sight
 from manycore._memory import codec
-from manycore._memory.segment import Segment
+from manycore._memory.arena import ArenaView
+from manycore._memory.segment import Segment, create_memfd
 from manycore._native.ring import ResultRing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from manycore._engine.cargo import Parcel
     from manycore._engine.settings import Settings
     from manycore._native.ring import TaskRing
 
@@ -52,12 +56,15 @@ class Worker:
         inbox, position: Records that were taken from the ring, and how many of them are settled.
         parts: Of a result that comes in several records, those that are here.
         leaving: It has said that it ends in order.
+        arena_fd: What its large results are in.
     """
 
-    __slots__ = ("child", "inbox", "index", "leaving", "parts", "position", "ring", "segment")
+    __slots__ = ("_view", "arena_fd", "child", "inbox", "index", "leaving", "parts", "position", "ring", "segment")
 
     def __init__(self, index: int, segment: Segment, ring: ResultRing) -> None:
         self.index = index
+        self.arena_fd = create_memfd("manycore-results")
+        self._view: ArenaView | None = None
         self.segment = segment
         self.ring = ring
         self.child: _launch.Child
@@ -65,6 +72,23 @@ class Worker:
         self.position = 0
         self.parts: list[bytes] = []
         self.leaving = False
+
+    def unpack(self, manifest: bytes) -> Parcel:
+        """Take a large result out of the worker's arena."""
+        if self._view is None:
+            self._view = ArenaView(os.dup(self.arena_fd))
+        return unpack(self._view, manifest)
+
+    def close(self) -> None:
+        """Give its descriptors back; results that were taken keep what they need."""
+        self.segment.close()
+        self._view = None
+        fd, self.arena_fd = self.arena_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class Workforce:
@@ -104,6 +128,7 @@ class Workforce:
             "index": index,
             "initializer": self._initializer,
             "max_tasks": self._settings.max_tasks,
+            "arenas": self._settings.workers + 1,
             "main": codec.describe_main(),
         }
         workforce = weakref.ref(self)
@@ -117,7 +142,7 @@ class Workforce:
         worker.child = _launch.launch(
             "manycore._engine.worker:main",
             pickle.dumps(setup, 5),
-            [*self._fds, segment.fd],
+            [*self._fds, segment.fd, worker.arena_fd],
             title=f"manycore: worker {index} of pool {self._name!r}",
             on_exit=on_exit,
         )
@@ -136,7 +161,7 @@ class Workforce:
             self.peak_rss_bytes = max(self.peak_rss_bytes, certificate.peak_rss_bytes)
         if not worker.leaving:
             self.died += 1
-        worker.segment.close()
+        worker.close()
 
     def sight(self, worker: Worker, unbegun: tuple[int, ...] = ()) -> Sight:
         """What the worker's page shows now."""

@@ -86,6 +86,8 @@ class Arena(BlockArena):
         name: What /proc/PID/maps shows.
         reserve_bytes: Idle memory kept while in use; a quarter of the budget, at least 64 MiB, by default.
         owner: What is written into blocks that this process takes; its pid by default.
+        fd: An empty memfd that another process made for this one, so that it can read the arena from the first
+            block on; taken over. None makes one.
 
     Raises:
         OSError: No memfd, no descriptor, or no memory for its first page.
@@ -102,6 +104,7 @@ class Arena(BlockArena):
         *,
         reserve_bytes: int | None = None,
         owner: int | None = None,
+        fd: int | None = None,
     ) -> Self:
         if budget_bytes < 1 << 20:
             raise ValueError(f"an arena has a budget of at least 1 MiB, not {budget_bytes} bytes")
@@ -111,7 +114,8 @@ class Arena(BlockArena):
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if limit != resource.RLIM_INFINITY:
             file_bytes = min(file_bytes, limit)
-        fd = create_memfd(name)
+        if fd is None:
+            fd = create_memfd(name)
         try:
             os.ftruncate(fd, file_bytes)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)

@@ -500,16 +500,16 @@ cdef class ResultRing:
         mc_commit(self.results, record.size)
         return 0
 
-    def put(self, uint64_t task, uint64_t item, uint8_t status, int64_t took_ns, bytes payload):
+    def put(self, uint64_t task, uint64_t item, uint8_t status, int64_t took_ns, bytes payload, uint16_t flags=0):
         """Append a record; a payload longer than FRAGMENT_BYTES goes in several. Waits while the ring is full."""
         cdef const char *at = PyBytes_AS_STRING(payload)
         cdef Py_ssize_t left = PyBytes_GET_SIZE(payload)
         cdef Py_ssize_t most = FRAGMENT_BYTES
         while left > most:
-            self.write(task, item, status, KIND_PICKLE, MORE, took_ns, at, <uint32_t>most)
+            self.write(task, item, status, KIND_PICKLE, flags | MORE, took_ns, at, <uint32_t>most)
             at += most
             left -= most
-        self.write(task, item, status, KIND_PICKLE, 0, took_ns, at, <uint32_t>left)
+        self.write(task, item, status, KIND_PICKLE, flags, took_ns, at, <uint32_t>left)
 
     def put_plain(self, uint64_t task, uint64_t item, int64_t took_ns, object value):
         """Append a result that needs no pickling (None, bool, int, float, short str or bytes); False for any other."""
