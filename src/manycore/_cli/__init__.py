@@ -3,9 +3,9 @@
     group.py     the group of commands, and how the process ends
     exits.py     exit statuses, and the error that ends a command with one line
     map.py       `manycore map`, made of
-        target.py    which function is meant           inputs.py    what its items are
-        task.py      the worker's side: call, encode   output.py    where lines go, in which order
-        summary.py   what is said at the end
+        target.py    which function is meant           inputs.py, lines.py   what its items are
+        task.py      the worker's side: call, encode   output.py             where lines go, in which order
+        ending.py    Ctrl-C and the like, noted        summary.py            what is said at the end
     demo.py      `manycore demo`, and analysis.py, the work that it does
     doctor.py    `manycore doctor`, and checks.py, what it looks at
 
@@ -16,6 +16,7 @@ task.py through it.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 
 __all__ = ["COMMANDS", "main"]
@@ -33,5 +34,6 @@ def main() -> None:
     try:
         run = import_module(f"{__name__}.group").run
     except KeyboardInterrupt:
+        sys.stderr.write("manycore: interrupted\n")
         raise SystemExit(130) from None
     run()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import multiprocessing
 import os
 import platform
 import resource
@@ -18,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -192,7 +192,7 @@ def _futex() -> Finding:
     if libc.syscall(number, ctypes.byref(word), _FUTEX_WAKE_PRIVATE, 1, None, None, 0) < 0:
         reason = errno.errorcode.get(ctypes.get_errno(), "refused")
         return Finding("futex", "fail", reason, "Processes cannot wait in shared memory: manycore cannot work.")
-    return Finding("futex", "ok", "works", "Workers sleep and wake without a system call in between.")
+    return Finding("futex", "ok", "works", "Processes wait in shared memory, and are woken from there.")
 
 
 def _control_group() -> Finding:
@@ -224,8 +224,9 @@ def _shm() -> Finding:
 
 
 def _start_methods() -> Finding:
-    value = ", ".join(["zygote", *multiprocessing.get_all_start_methods()])
-    return Finding("Start methods", "ok", value, "zygote is the default: a worker in a few ms, no __main__ guard.")
+    methods: list[str] = import_module("manycore.context").get_all_start_methods()
+    meaning = "zygote is the default: a worker in a few ms, no __main__ guard."
+    return Finding("Start methods", "ok", ", ".join(methods), meaning)
 
 
 def _blas_threads() -> Finding:
@@ -233,6 +234,8 @@ def _blas_threads() -> Finding:
     cores = cpu_count()
     if present:
         return Finding("BLAS threads", "ok", ", ".join(present), "Workers inherit this.")
+    if find_spec("numpy") is None:
+        return Finding("BLAS threads", "ok", "no NumPy", "Nothing starts threads of its own in the workers.")
     meaning = f"NumPy and the like start up to {cores} threads in each worker; with full workers set OMP_NUM_THREADS=1."
     return Finding("BLAS threads", "note" if cores > 1 else "ok", "not limited", meaning)
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_BAR_WIDTH = 28
+_BAR_WIDTH = 28  # columns
+_BESIDE_BAR = 44  # columns that the figures take
 _SHOWN = 10  # functions in the answer
 _BUSY_MACHINE_CORES = 0.15  # others' use above which the figures are not this machine's best
 
@@ -78,16 +79,17 @@ def command(*, workers: int | None, as_json: bool, progress: bool | None) -> Non
     its ten most complex functions.
     """
     workers = workers or cpu_count()
-    files = [path for path, _ in library_files()]
+    files = library_files()
     if not files:
         raise CommandError("this interpreter has no source files of its standard library to measure", FAILED)
-    for path in files:
+    for path, _ in files:
         Path(path).read_bytes()
     quiet()
     shown = sys.stderr.isatty() if progress is None else progress
 
     def run(way: str, count: int, work: Callable[[int, list[str]], Iterable[tuple[int, FileReport, float]]]) -> _Run:
-        name = "one core" if way == "serial" else f"{count} {way}"
+        # Progress counts thousands of bytes: the files that come first are a hundred times as long as the last.
+        name = "one core, kB" if way == "serial" else f"{count} {way}, kB"
         return _measure(way, count, work, files, name if shown else None)
 
     runs = [
@@ -107,7 +109,7 @@ def command(*, workers: int | None, as_json: bool, progress: bool | None) -> Non
         console = Console(highlight=False)
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = 100  # into a pipe or a file lines need not be short
-        console.print(_page(runs, answer))
+        console.print(_page(runs, answer, bar_width=max(4, min(_BAR_WIDTH, console.width - _BESIDE_BAR))))
 
 
 def _one_by_one(_count: int, paths: list[str]) -> Iterable[tuple[int, FileReport, float]]:
@@ -133,20 +135,20 @@ def _measure(
     way: str,
     count: int,
     work: Callable[[int, list[str]], Iterable[tuple[int, FileReport, float]]],
-    paths: list[str],
+    files: list[tuple[str, int]],
     label: str | None,
 ) -> _Run:
-    reports = [FileReport("")] * len(paths)
+    reports = [FileReport("")] * len(files)
     cpu_seconds = 0.0
-    reporter = start_progress(label, total=len(paths), transient=True)
+    reporter = start_progress(label, total=sum(size // 1000 for _, size in files), transient=True)
     busy_before, own_before = _busy_seconds(), time.process_time()
     started = time.perf_counter()
     try:
-        for index, report, seconds in work(count, paths):
+        for index, report, seconds in work(count, [path for path, _ in files]):
             reports[index] = report
             cpu_seconds += seconds
             if reporter is not None:
-                reporter.advance()
+                reporter.advance(files[index][1] // 1000)
         elapsed = time.perf_counter() - started
     finally:
         if reporter is not None:
@@ -162,7 +164,7 @@ def _busy_seconds() -> float:
     return float(sum(times[:8]) - times.idle - times.iowait)
 
 
-def _page(runs: list[_Run], answer: list[tuple[FunctionReport, str]]) -> Group:
+def _page(runs: list[_Run], answer: list[tuple[FunctionReport, str]], bar_width: int) -> Group:
     serial, _, processes = runs
     reports = serial.reports
     measured = [report for report in reports if not report.error]
@@ -173,15 +175,15 @@ def _page(runs: list[_Run], answer: list[tuple[FunctionReport, str]]) -> Group:
     )
     longest_s = max(run.seconds for run in runs)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("time", justify="left", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("speed-up", justify="right", no_wrap=True)
-    table.add_column("cores at work", justify="right", no_wrap=True)
-    for run, colour in zip(runs, ("white", "yellow", "green"), strict=True):
+    table.add_column("cores used", justify="right", no_wrap=True)
+    for run, colour in zip(runs, ("default", "yellow", "green"), strict=True):
         table.add_row(
             Text(run.label),
-            Bar(longest_s, 0, run.seconds, width=_BAR_WIDTH, color=colour),
+            Bar(longest_s, 0, run.seconds, width=bar_width, color=colour),
             f"{run.seconds:.2f} s",
             Text(f"{serial.seconds / run.seconds:.2f}x", colour if run is processes else ""),
             f"{run.cpu_seconds / run.seconds:.2f}",
