@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import pickle
@@ -14,9 +15,11 @@ from collections.abc import Iterator
 import pytest
 
 from manycore._memory import cells
+from manycore._memory.arena import Arena, ArenaView
 from manycore._memory.available import available_bytes
 from manycore._memory.segment import Segment, forget_in_flight
 from manycore._native.mapping import Mapping, allocate, punch
+from manycore.shared_memory import share
 
 
 def run_child(code: str, payload: bytes) -> str:
@@ -230,3 +233,23 @@ def test_many_cells_cost_few_descriptors() -> None:
     forget_in_flight()
     del many, cell
     assert descriptors() - before <= 2
+
+
+def test_where_memfd_is_refused_a_nameless_file_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSYS, "refused")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    before = set(os.listdir("/dev/shm"))
+    segment = Segment.create(10_000)
+    segment.buffer[:5] = b"there"
+    assert run_child("s = pickle.loads(data); print(bytes(s.buffer[:5]))", pickle.dumps(segment)) == "b'there'"
+    arena = Arena(1 << 20)
+    (ref,) = arena.put([b"x" * 1000])
+    assert bytes(ArenaView(os.dup(arena.fd)).take(ref)) == b"x" * 1000
+    arena.trim()
+    assert pickle.loads(pickle.dumps(share([1, 2]))) == [1, 2]
+    assert set(os.listdir("/dev/shm")) == before
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="cannot create shared memory"):
+        Segment.create(100)

@@ -23,19 +23,22 @@ Source: README.md of `_native`.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import resource
 import select
-from dataclasses import dataclass
-from typing import Self
+from collections import namedtuple
 
 from manycore._memory.available import available_bytes, require_bytes
-from manycore._memory.segment import create_memfd
+from manycore._memory.segment import create_memfd, seal
 from manycore._native import arena as _native
 from manycore._native.arena import ArenaFull, Block, BlockArena, BlockView
+
+TYPE_CHECKING = False  # typing and dataclasses are not imported on a worker's way
+if TYPE_CHECKING:
+    from typing import NamedTuple, Self
+else:
+    NamedTuple = object
 
 __all__ = ["Arena", "ArenaFull", "ArenaStats", "ArenaView", "Block", "Ref", "default_budget"]
 
@@ -57,8 +60,7 @@ def default_budget(shares: int = 1) -> int:
     return max(64 << 20, available_bytes() // 2 // max(1, shares))
 
 
-@dataclass(frozen=True)
-class ArenaStats:
+class ArenaStats(NamedTuple):
     """What an arena holds.
 
     Attributes:
@@ -76,6 +78,10 @@ class ArenaStats:
     budget_bytes: int
     reserve_bytes: int
     regions: int
+
+
+if not TYPE_CHECKING:
+    ArenaStats = namedtuple("ArenaStats", list(ArenaStats.__annotations__))  # noqa: PYI024  (without typing)
 
 
 class Arena(BlockArena):
@@ -118,7 +124,7 @@ class Arena(BlockArena):
             fd = create_memfd(name)
         try:
             os.ftruncate(fd, file_bytes)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            seal(fd)
             self = super().__new__(cls, fd, file_bytes, budget_bytes, min(reserve_bytes, budget_bytes), owner)
         except BaseException:
             os.close(fd)
@@ -223,7 +229,7 @@ def _after_fork_in_child() -> None:
     global _next_pipe
     _native.forget_pins()
     for pipe in _forks.values():
-        with contextlib.suppress(OSError):
+        if pipe >= 0:
             os.close(pipe)
     _forks.clear()
     if _next_pipe is not None:

@@ -19,10 +19,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any
 
 from manycore._memory.segment import Segment
+
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["Cell", "allocate"]
 

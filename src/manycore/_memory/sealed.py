@@ -18,8 +18,6 @@ If a process dies: a reader, nothing. The creator: the memory lives as long as s
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import struct
 import threading
@@ -28,7 +26,7 @@ from typing import Any
 
 from manycore._memory import codec
 from manycore._memory.available import require_bytes
-from manycore._memory.segment import create_memfd, receive_fd, send_fd
+from manycore._memory.segment import create_memfd, receive_fd, seal, send_fd
 from manycore._native.mapping import Mapping
 
 __all__ = ["Sealed"]
@@ -99,13 +97,7 @@ class Sealed:
                 _write(fd, part, at)
             self._page = memoryview(Mapping(fd, _PAGE))
             _HEADER.pack_into(self._page, 0, 0, table, len(layout) - 1)
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            try:
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals | _F_SEAL_FUTURE_WRITE)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)  # an older kernel: readers map it read-only all the same
+            seal(fd, _F_SEAL_FUTURE_WRITE)  # where the kernel cannot: readers map it read-only all the same
             status = os.fstat(fd)
         except OSError as error:
             os.close(fd)

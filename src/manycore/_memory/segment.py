@@ -31,21 +31,21 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 from weakref import WeakValueDictionary
 
 from manycore._memory.available import require_bytes
 from manycore._native.mapping import Mapping, allocate
 
-__all__ = ["Segment", "collecting", "create_memfd", "forget_in_flight", "receive_fd", "send_fd"]
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["Segment", "collecting", "create_memfd", "forget_in_flight", "receive_fd", "seal", "send_fd"]
 
 # Above this size a request is compared with the memory that is left, which takes some 50 us: the kernel
 # itself refuses a memfd nothing, and lets its out-of-memory killer choose a victim later.
 _CHECKED_BYTES = 8 << 20
-
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 # (device, inode) -> the one segment of this process over that memory
 _known: WeakValueDictionary[tuple[int, int], Segment] = WeakValueDictionary()
@@ -53,15 +53,35 @@ _known_lock = threading.RLock()  # guards the step from "not in _known" to "in _
 
 
 def create_memfd(name: str) -> int:
-    """A new, empty memfd of this process, closed on exec.
+    """A new, empty, nameless file in memory, closed on exec.
+
+    A memfd; where the system refuses it (an old kernel, a sandbox), a file without a name in /dev/shm, which
+    does the same but cannot be sealed, and is bounded by the size of that file system.
 
     Raises:
-        OSError: The system refused (descriptor limit, no memfd), with what was wanted in the message.
+        OSError: The system refused (descriptor limit, no memory), with what was wanted in the message.
     """
     try:
         return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:
-        raise OSError(error.errno, f"cannot create shared memory {name!r}: {os.strerror(error.errno or 0)}") from error
+        refused = error
+    if refused.errno in {errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL}:
+        try:
+            return os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # noqa: S108  (it has no name)
+        except OSError as error:
+            refused = error
+    raise OSError(
+        refused.errno, f"cannot create shared memory {name!r}: {os.strerror(refused.errno or 0)}"
+    ) from refused
+
+
+def seal(fd: int, more: int = 0) -> None:
+    """Fix a memfd's size for ever, and whatever `more` (F_SEAL_*) says. What cannot be sealed is left as it is."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | more)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.EPERM}:
+            raise
 
 
 class Segment:
@@ -106,7 +126,7 @@ class Segment:
             except OSError as error:
                 message = f"cannot give {size} bytes to shared memory {name!r}: {error.strerror}"
                 raise OSError(error.errno, message) from error
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            seal(fd)
             return cls._adopt(fd, size)
         except BaseException:
             os.close(fd)
@@ -173,15 +193,18 @@ _in_flight_bytes = 0
 _collector = threading.local()  # .kept: the list of the innermost `collecting` of this thread
 
 
-@contextmanager
-def collecting(kept: list[object]) -> Iterator[None]:
-    """What this thread pickles meanwhile goes into `kept`, to be held until it has been received."""
-    before = getattr(_collector, "kept", None)
-    _collector.kept = kept
-    try:
-        yield
-    finally:
-        _collector.kept = before
+class collecting:  # noqa: N801  (used as a function; contextlib is not imported on a worker's way)
+    """What this thread pickles inside the block goes into `kept`, to be held until it has been received."""
+
+    def __init__(self, kept: list[object]) -> None:
+        self._kept = kept
+
+    def __enter__(self) -> None:
+        self._before = getattr(_collector, "kept", None)
+        _collector.kept = self._kept
+
+    def __exit__(self, *_: object) -> None:
+        _collector.kept = self._before
 
 
 def _keep_in_flight(owner: object, size: int) -> None:
