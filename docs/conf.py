@@ -33,7 +33,7 @@ napoleon_use_ivar = True
 
 # A reference to a name of ours must resolve; the standard library's are not looked up, as that needs a network.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!manycore).*"), ("py:.*", r"manycore\.(.*\.)?_.*")]
+nitpick_ignore_regex = [("py:.*", r"(?!manycore).*"), ("py:.*", r"manycore\.(.*\.)?(_.*|[A-Z])")]
 
 
 # The reference: a page for each module that is the home of public names, written from the table of names, so that no
@@ -48,26 +48,31 @@ TITLES = {
 }
 
 
-def directive(name: str) -> str:
+def directive(module: object, name: str) -> str:
     """The lines that document one public name."""
-    value = getattr(manycore, name)
+    value = getattr(module, name)
     if not str(getattr(value, "__module__", "manycore")).startswith("manycore"):
         return f"``manycore.{name}``\n   The standard library's own ``{value.__module__}.{name}``."
     if inspect.isclass(value):
         kind = "exception" if issubclass(value, BaseException) else "class"
     else:
         kind = "function" if callable(value) else "data"
-    return f".. auto{kind}:: manycore.{name}"
+    return f".. auto{kind}:: {module.__name__}.{name}"
 
 
 def write_reference(folder: Path) -> None:
     """Writes a page a module; leaves those alone that would not change."""
     folder.mkdir(exist_ok=True)
+    faces = {id(getattr(manycore, name)) for name in manycore._HOMES}
     for home in sorted(set(manycore._HOMES.values())):
         names = sorted((name for name, where in manycore._HOMES.items() if where == home), key=str.lower)
-        summary = (importlib.import_module(f"manycore.{home}").__doc__ or "").partition("\n")[0]
+        module = importlib.import_module(f"manycore.{home}")
+        exported = getattr(module, "__all__", ()) if home[0] != "_" else ()
+        more = [name for name in exported if id(getattr(module, name)) not in faces]
+        summary = (module.__doc__ or "").partition("\n")[0]
         title, text = TITLES.get(home, (home.rpartition(".")[2].capitalize(), summary))
-        body = "\n\n".join(directive(name) for name in names)
+        lines = [directive(manycore, name) for name in names] + [directive(module, name) for name in sorted(more)]
+        body = "\n\n".join(lines)
         page = f"# {title}\n\n{text}\n\n```{{eval-rst}}\n{body}\n```\n"
         target = folder / f"{home.strip('_')}.md"
         if not target.exists() or target.read_text() != page:
