@@ -57,18 +57,18 @@ def directive(module: object, name: str) -> str:
         kind = "exception" if issubclass(value, BaseException) else "class"
     else:
         kind = "function" if callable(value) else "data"
-    return f".. auto{kind}:: {module.__name__}.{name}"
+    once = "\n   :exclude-members: Process" if name.endswith("Context") else ""  # its class is on the page already
+    return f".. auto{kind}:: {module.__name__}.{name}{once}"
 
 
 def write_reference(folder: Path) -> None:
     """Writes a page a module; leaves those alone that would not change."""
     folder.mkdir(exist_ok=True)
-    faces = {id(getattr(manycore, name)) for name in manycore._HOMES}
     for home in sorted(set(manycore._HOMES.values())):
         names = sorted((name for name, where in manycore._HOMES.items() if where == home), key=str.lower)
         module = importlib.import_module(f"manycore.{home}")
         exported = getattr(module, "__all__", ()) if home[0] != "_" else ()
-        more = [name for name in exported if id(getattr(module, name)) not in faces]
+        more = [name for name in exported if name not in manycore._HOMES]
         summary = (module.__doc__ or "").partition("\n")[0]
         title, text = TITLES.get(home, (home.rpartition(".")[2].capitalize(), summary))
         lines = [directive(manycore, name) for name in names] + [directive(module, name) for name in sorted(more)]
