@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sized
-from multiprocessing.pool import ThreadPool
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from manycore import _launch
@@ -27,6 +27,7 @@ from manycore.errors import PoolClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.pool import ThreadPool
     from types import TracebackType
     from typing import Self
 
@@ -46,6 +47,14 @@ __all__ = [
 T = TypeVar("T")
 ApplyResult = AsyncResult
 _ON_ERROR = ("raise", "collect", "skip")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ThreadPool":  # 20 ms of imports that a pool of processes does not need
+        value = getattr(import_module("multiprocessing.pool"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Pool:

@@ -36,9 +36,6 @@ __all__ = ["main"]
 # Functions that a worker keeps loaded. Each costs its code and its closure; a forgotten one is loaded again.
 FUNCTIONS_KEPT: Final = 256
 
-# The longest that results wait while their chunk goes on; the parent's view of a map is at most this old.
-NOTIFY_NS: Final = 1_000_000
-
 
 class _Functions:
     """The functions that this worker has loaded, by where their pickles are in the spool.
@@ -118,7 +115,12 @@ class _Worker:
             self.tasks.notify()
             return
         if flags & frames.CHUNK:
-            self.run_chunk(task, first, function, payload, star=bool(flags & frames.STAR))
+            star = bool(flags & frames.STAR)
+            put_raised, put_result = self.put_raised, self.put_result
+            took = self.results.run(
+                self.tasks, self.index, task, first, function, payload, star, put_raised, put_result
+            )
+            self.tasks.done(self.index, took, len(payload) - first)
         else:
             self.run_call(task, function, *payload)
         self.tasks.notify()
@@ -127,37 +129,18 @@ class _Worker:
         started = self.tasks.begin(self.index, 0)
         try:
             result = function(*args, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # also SystemExit: it is the task that ends, not the worker
             took = now_ns() - started
-            self.results.put(task, 0, frames.RAISED, took, dump_failure(error))
-            error.__traceback__ = None
+            self.put_raised(task, 0, took, error)
         else:
             took = now_ns() - started
             if not self.results.put_plain(task, 0, took, result):
                 self.put_result(task, 0, took, result)
         self.tasks.done(self.index, took, 1)
 
-    def run_chunk(self, task: int, first: int, function: Callable[..., Any], items: list[Any], *, star: bool) -> None:
-        index, begin, put_plain = self.index, self.tasks.begin, self.results.put_plain
-        chunk_started = notified = started = begin(index, first)
-        for item in range(first, len(items)):
-            try:
-                result = function(*items[item]) if star else function(items[item])
-            except BaseException as error:
-                self.results.put(task, item, frames.RAISED, now_ns() - started, dump_failure(error))
-                error.__traceback__ = None
-                now = begin(index, item + 1)
-            else:
-                now = begin(index, item + 1)  # before the put: what is timed is the function alone
-                if not put_plain(task, item, now - started, result):
-                    self.put_result(task, item, now - started, result)
-                    now = now_ns()
-                del result
-            started = now
-            if now - notified > NOTIFY_NS:
-                notified = now
-                self.tasks.notify()
-        self.tasks.done(index, started - chunk_started, len(items) - first)
+    def put_raised(self, task: int, item: int, took_ns: int, error: BaseException) -> None:
+        self.results.put(task, item, frames.RAISED, took_ns, dump_failure(error))
+        error.__traceback__ = None
 
     def unpack(self, manifest: bytes | memoryview) -> Any:
         """A large payload, out of the parent's arena."""

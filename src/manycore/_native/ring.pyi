@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
@@ -39,6 +40,18 @@ class ResultRing:
     def __init__(self, buffer: memoryview, create: bool = False, bell: TaskRing | None = None) -> None: ...
     def put(self, task: int, item: int, status: int, took_ns: int, payload: bytes, flags: int = 0) -> None: ...
     def put_plain(self, task: int, item: int, took_ns: int, value: Any) -> bool: ...
+    def run(
+        self,
+        tasks: TaskRing,
+        worker: int,
+        task: int,
+        first: int,
+        function: Callable[..., Any],
+        items: list[Any],
+        star: bool,
+        raised: Callable[[int, int, int, BaseException], object],
+        pickled: Callable[[int, int, int, Any], object],
+    ) -> int: ...
     def used(self) -> int: ...
     def crowded(self) -> bool: ...
     def empty(self) -> bool: ...

@@ -511,7 +511,7 @@ cdef class ResultRing:
             left -= most
         self.write(task, item, status, KIND_PICKLE, flags, took_ns, at, <uint32_t>left)
 
-    def put_plain(self, uint64_t task, uint64_t item, int64_t took_ns, object value):
+    cpdef bint put_plain(self, uint64_t task, uint64_t item, int64_t took_ns, object value) except -1:
         """Append a result that needs no pickling (None, bool, int, float, short str or bytes); False for any other."""
         cdef int64_t number
         cdef double real
@@ -546,6 +546,47 @@ cdef class ResultRing:
         else:
             return False
         return True
+
+    def run(self, TaskRing tasks, unsigned worker, uint64_t task, Py_ssize_t first, function, list items, bint star,
+            raised, pickled):
+        """Run a chunk: begin, call, and put each item from `first` on.
+
+        Args:
+            tasks: Whose page of this worker names the item at each moment.
+            worker: The worker's index.
+            task: The chunk's task.
+            first: The first item to run.
+            function: Called with an item, or with `star` with the items of the item.
+            items: The chunk.
+            star: See above.
+            raised: Called with (task, item, took_ns, error) for an item that raised; puts its record.
+            pickled: Called with (task, item, took_ns, result) for a result that is not plain; puts its record.
+
+        Returns:
+            The time since the chunk began, in ns.
+        """
+        cdef mc_page *page = tasks.page(worker)
+        cdef Py_ssize_t item, count = len(items)
+        cdef int64_t begun = mc_now_ns(), started = begun, now
+        MC_STORE(page.started_ns, started)
+        MC_STORE(page.item, <uint64_t>first)
+        for item in range(first, count):
+            try:
+                result = function(*items[item]) if star else function(items[item])
+            except BaseException as error:  # also SystemExit: it is the item that ends, not the worker
+                now = mc_now_ns()
+                raised(task, item, now - started, error)
+            else:
+                now = mc_now_ns()
+                if not self.put_plain(task, item, now - started, result):
+                    pickled(task, item, now - started, result)
+                    now = mc_now_ns()
+            started = now
+            MC_STORE(page.started_ns, now)
+            MC_STORE(page.item, <uint64_t>(item + 1))
+            if now - tasks.notified_ns > NOTIFY_NS:
+                tasks.notify()
+        return mc_now_ns() - begun
 
     def used(self):
         """Bytes that wait for the parent."""
