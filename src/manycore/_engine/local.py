@@ -289,7 +289,7 @@ class Engine:
         """As the foreground: drain until `ready()`, until there is something to call, or until the deadline."""
         tasks, workforce = self._tasks, self._workforce
         while not self._ended:
-            alarms = tasks.alarms()
+            alarms = self._turn.alarms()
             self._drain()
             if self._after or ready():
                 return

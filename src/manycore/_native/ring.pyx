@@ -367,6 +367,7 @@ cdef class Turn:
     cdef TaskRing tasks
     cdef public list rings
     cdef object holder
+    cdef uint64_t seen
 
     def __cinit__(self, TaskRing tasks):
         self.tasks = tasks
@@ -377,6 +378,7 @@ cdef class Turn:
         if self.holder is not None:
             return False
         self.holder = get_ident()
+        self.seen = MC_LOAD(self.tasks.tasks.alarms)
         MC_STORE(self.tasks.tasks.fg, 1)
         return True
 
@@ -385,10 +387,15 @@ cdef class Turn:
             return
         self.holder = None
         MC_STORE(self.tasks.tasks.fg, 0)
-        if kind is not None:
-            mc_alarm(self.tasks.tasks)
+        if kind is not None or MC_LOAD(self.tasks.tasks.alarms) != self.seen:
+            mc_alarm(self.tasks.tasks)  # the collector may have heard it while it was not its turn
         elif any_results(self.rings):
             mc_ring_word(&self.tasks.tasks.bg, 1, 0)
+
+    def alarms(self):
+        """As `TaskRing.alarms`, for who has the turn: leaving tells the collector of any that came after this."""
+        self.seen = MC_LOAD(self.tasks.tasks.alarms)
+        return self.seen
 
     def take(self):
         """As the collector thread: whether the turn is free, and now its own."""
