@@ -64,12 +64,24 @@ def _group() -> None:
     """All the cores of this machine for a Python function."""
 
 
+def _fill_standard_descriptors() -> None:
+    """Open what the shell has closed (`2>&-`), lest a file of ours gets its number."""
+    null = os.open(os.devnull, os.O_RDWR)
+    while null <= 2:
+        null = os.open(os.devnull, os.O_RDWR)
+    os.close(null)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  (for the life of the process)
+
+
 def run() -> None:
     """Run the command line of this process; never returns."""
+    _fill_standard_descriptors()
     try:
         # click gives back the status of a command that ends with click.exceptions.Exit
         status = _group(prog_name="manycore", standalone_mode=False) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         status = 0

@@ -112,23 +112,29 @@ def command(
     """  # noqa: D301  (click's mark for text that keeps its lines)
     if not inputs and standard_input_is_terminal():
         raise CommandError("name at least one INPUT, or '-' for standard input")
-    target = resolve(function)
-    for module in preload:
-        import_or_explain(module)
-    partial = [output, f"{os.path.realpath(output)}.partial"] if output is not None else []
     ending = Ending()
-    items = Inputs(inputs, cast("Kind | None", kind), ending, exclude=partial)
+    excluded = [output, f"{os.path.realpath(output)}.partial"] if output is not None else []
+    items = Inputs(inputs, cast("Kind | None", kind), ending, excluded)
+    results = Output(output, ending)
+    try:
+        # The modules are the user's: what they print as they are imported must not get among the results either.
+        target = resolve(function)
+        for module in preload:
+            import_or_explain(module)
+    except BaseException:
+        results.keep(0.0)
+        raise
     count = workers or cpu_count()
     total = items.total()
     if total is not None:
         count = max(1, min(count, total))
-    run = _Run(target, items, Output(output, ending), ending, count)
+    run = _Run(target, items, results, ending, count)
     run.on_error = on_error
     run.ordered = not unordered
     run.timeout = timeout
     run.retries = retries
     run.preload = preload
-    shown = sys.stderr.isatty() and not (output is None and sys.stdout.isatty()) if progress is None else progress
+    shown = sys.stderr.isatty() and not results.is_terminal if progress is None else progress
     raise click.exceptions.Exit(run.execute(show_progress=shown))
 
 
@@ -175,7 +181,6 @@ class _Run:
             return ended.status
         except BrokenPipeError:
             self._output.keep(0.0)
-            _forget_standard_output()
             return PIPE_CLOSED
         except CommandError:
             raise
@@ -193,7 +198,6 @@ class _Run:
         with manycore.Pool(
             self._tally.workers,
             settle,
-            (self._output.partial is not None,),
             name="map",
             preload=(Task.__module__, *self.preload),
         ) as pool:
@@ -342,11 +346,6 @@ class _Run:
     def _close_reporter(self) -> None:
         if self._reporter is not None:
             self._reporter.close()
-
-
-def _forget_standard_output() -> None:
-    """Let what Python still flushes at exit go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _say(line: str) -> None:

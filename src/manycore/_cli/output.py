@@ -23,6 +23,7 @@ import select
 import signal
 import stat
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -51,7 +52,8 @@ class Output:
     """Standard output or a file; a thread writes to it.
 
     Args:
-        path: The file, or None for standard output.
+        path: The file, or None for standard output, which then belongs to the results alone: whatever else
+            this process or its workers print there goes to standard error.
         ending: Told when writing fails; the main thread is then sent SIGPIPE, so that it looks.
 
     Attributes:
@@ -69,7 +71,7 @@ class Output:
         self._is_empty = True  # nothing was ever to be written
         self._final = ""
         self._name = path if path is not None else "standard output"
-        self._fd = 1 if path is None else self._open(path)
+        self._fd = _take_standard_output() if path is None else self._open(path)
         mode = os.fstat(self._fd).st_mode
         self._is_stream = not stat.S_ISREG(mode)
         self._around: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -81,9 +83,14 @@ class Output:
         self._thread = threading.Thread(target=self._run, name="manycore-output", daemon=True)
         self._thread.start()
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person sees the results come."""
+        return os.isatty(self._fd)
+
     def share_terminal(self, around: Callable[[], AbstractContextManager[None]]) -> None:
         """Write within `around()`, which clears the progress bar where both are on one terminal."""
-        if os.isatty(self._fd):
+        if self.is_terminal:
             self._around = around
 
     def write(self, lines: bytes) -> None:
@@ -128,19 +135,15 @@ class Output:
         self._drain(None)
         if self.error is not None:
             raise self.error
-        if self._fd == 1:
-            return
-        if self.partial is None:
-            os.close(self._fd)
-            return
-        os.fsync(self._fd)
-        os.replace(self.partial, self._final)
+        if self.partial is not None:
+            try:
+                os.fsync(self._fd)
+                os.replace(self.partial, self._final)
+                _sync_folder(os.path.dirname(self._final))
+            except OSError as error:
+                self.error = error
+                raise
         os.close(self._fd)
-        folder = os.open(os.path.dirname(self._final), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def keep(self, timeout: float) -> str:
         """Write what waits, for at most `timeout` seconds, and leave the file under its partial name.
@@ -243,6 +246,25 @@ class Output:
                 view = view[os.write(self._fd, view[:_PIECE_BYTES]) :]
             else:
                 view = view[os.write(self._fd, view) :]
+
+
+def _take_standard_output() -> int:
+    """Take descriptor 1 away from everybody else; what they write there goes to standard error."""
+    if sys.stdout is None:
+        raise CommandError("cannot write standard output: it is closed", FAILED)
+    sys.stdout.flush()
+    fd = os.dup(1)
+    os.dup2(2, 1)
+    return fd
+
+
+def _sync_folder(path: str) -> None:
+    """Make a rename in a folder last."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class InOrder:

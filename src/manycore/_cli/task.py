@@ -181,17 +181,11 @@ def _task(target: Target, is_json: bool) -> Task:
     return _TASKS[key]
 
 
-def settle(keep_output: bool) -> None:
-    """Prepare a worker: what tasks print must not get among the results, nor their reading take the input.
-
-    Args:
-        keep_output: Whether standard output is free, because the results go to a file.
-    """
+def settle() -> None:
+    """Prepare a worker: what its tasks read must not take the input, and what they print comes in whole lines."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    if not keep_output:
-        os.dup2(2, 1)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # a line is one write, with PYTHONUNBUFFERED too: lines of two workers do not mix
             stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]

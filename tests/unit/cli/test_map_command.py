@@ -234,6 +234,26 @@ def test_what_a_task_prints_does_not_get_among_the_results() -> None:
     assert "hello from a" in ended.lines
 
 
+def test_what_a_module_prints_when_imported_does_not_either() -> None:
+    Path("loud.py").write_text(
+        "import os\nprint('imported')\nos.system('echo from a shell')\ndef f(text): return text\n"
+    )
+    ended = run("map", "loud.py:f", "-", "--preload", "loud", input="a\n")
+    assert ended.out == '{"index": 0, "item": "a", "result": "a"}\n'
+    assert "imported" in ended.lines
+    assert "from a shell" in ended.lines
+    ended = run("map", "loud.py:f", "-", "-o", "out.jsonl", input="a\n")
+    assert "imported" in ended.out.splitlines()
+
+
+def test_there_may_be_no_standard_output_or_error() -> None:
+    ended = shell("echo a | manycore map work.py:same - 2>&-")
+    assert ended.out == '{"index": 0, "item": "a", "result": "a"}\n0 0\n'
+    ended = shell("echo a | manycore map work.py:talk - >&-")
+    assert ended.out == "0 1\n"
+    assert ended.lines == ["manycore: error: cannot write standard output: it is closed"]
+
+
 def test_preloaded_modules_are_there_and_fail_early() -> None:
     Path("mc_heavy.py").write_text("")
     ended = run("map", "work.py:preloaded", "-", "--preload", "mc_heavy", input="a\n")
