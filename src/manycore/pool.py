@@ -22,7 +22,6 @@ from manycore import _launch
 from manycore._engine.local import Engine, Settings, Stats
 from manycore._engine.mapping import BackgroundRun, Failure, MapOptions, MapRun, Outcome
 from manycore._engine.results import AsyncResult, Callbacks, IMapIterator, MapResult, OnError, gather, outcomes
-from manycore._observe.progress import start_progress
 from manycore.errors import PoolClosed
 
 if TYPE_CHECKING:
@@ -448,11 +447,11 @@ def map(
 @contextlib.contextmanager
 def _reporting(progress: Any, total: int | None, engine: Engine) -> Iterator[Callable[[int, int], object] | None]:
     """The function that is told of progress, while the block runs."""
-    reporter = start_progress(progress, total=total, status=engine.load)
-    if reporter is None:
+    if not progress:
         yield None
         return
-    with reporter:
+    start_progress = import_module("manycore._observe.progress").start_progress  # most maps show none
+    with start_progress(progress, total=total, status=engine.load) as reporter:
         yield reporter.advance
 
 

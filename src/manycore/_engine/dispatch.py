@@ -35,9 +35,8 @@ Source: the form is that of distributed's worker state machine; the restart budg
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from manycore._native.ring import DECODING
 
@@ -167,8 +166,7 @@ class Task:
         self.state = _NEW
 
 
-@dataclass(frozen=True, slots=True)
-class Sight:
+class Sight(NamedTuple):
     """What a worker's page and the task ring show of it.
 
     Attributes:
@@ -186,8 +184,7 @@ class Sight:
     started_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """This item is over: its worker died, or it ran too long (`timeout`), or it raised."""
 
     task: Task
@@ -195,15 +192,13 @@ class Failed:
     timeout: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Requeued:
+class Requeued(NamedTuple):
     """The task is in the queue again and begins at `task.received`."""
 
     task: Task
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+class Split(NamedTuple):
     """The task cannot go on as it is (unpickled as a whole, or read twice): encode its items from `received` on anew.
 
     The first of them inherits `task.tries`.
@@ -212,22 +207,19 @@ class Split:
     task: Task
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """Start a worker in this place."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(NamedTuple):
     """Kill this worker: what it runs, as seen in `sight`, has run too long."""
 
     sight: Sight
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(NamedTuple):
     """Give up: workers die faster than they get ready."""
 
     deaths: int

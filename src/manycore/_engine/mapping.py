@@ -26,8 +26,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Sized
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from manycore._engine import frames
 from manycore._engine.death import shorten
@@ -52,7 +51,6 @@ WINDOW_CHUNKS: Final = 4  # a lazy run's chunks, for each worker, that are read 
 WINDOW_ITEMS: Final = 16  # and its items, for each worker, when chunks are short: one slow item must not stop the rest
 
 
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one item.
 
@@ -65,12 +63,21 @@ class Outcome:
         worker: The index of the worker that ran it; -1 when it never ran.
     """
 
-    index: int
-    item: Any
-    result: Any
-    error: BaseException | None
-    seconds: float
-    worker: int
+    __slots__ = ("error", "index", "item", "result", "seconds", "worker")
+
+    def __init__(
+        self, index: int, item: Any, result: Any, error: BaseException | None, seconds: float, worker: int
+    ) -> None:
+        self.index = index
+        self.item = item
+        self.result = result
+        self.error = error
+        self.seconds = seconds
+        self.worker = worker
+
+    def __repr__(self) -> str:
+        what = f"result={self.result!r}" if self.error is None else f"error={self.error!r}"
+        return f"Outcome(index={self.index!r}, item={self.item!r}, {what}, seconds={self.seconds!r})"
 
     def get(self) -> Any:
         """The result; raises the error where there is one."""
@@ -79,7 +86,6 @@ class Outcome:
         return self.result
 
 
-@dataclass(frozen=True, slots=True)
 class Failure:
     """Stands in the place of a failed item's result, with on_error="collect".
 
@@ -89,13 +95,18 @@ class Failure:
         error: Why it failed.
     """
 
-    index: int
-    item: Any
-    error: BaseException
+    __slots__ = ("error", "index", "item")
+
+    def __init__(self, index: int, item: Any, error: BaseException) -> None:
+        self.index = index
+        self.item = item
+        self.error = error
+
+    def __repr__(self) -> str:
+        return f"Failure(index={self.index!r}, item={self.item!r}, error={self.error!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class MapOptions:
+class MapOptions(NamedTuple):
     """How a map runs.
 
     Attributes:
