@@ -36,6 +36,8 @@ NAMES = (
     "condition",
     "barrier",
     "shared_memory",
+    "shared_block",
+    "ring",
     "manager",
 )
 
