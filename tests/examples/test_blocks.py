@@ -107,6 +107,14 @@ def test_every_block_says_what_it_is_and_few_are_not_run() -> None:
     assert len([block for block in blocks if block.not_run]) <= 3
 
 
+def test_the_readmes_two_commands_are_one_line_each() -> None:
+    commands = [block.code.strip() for block in all_blocks("sh") if block.page == "README.md"]
+    assert len(commands) == 2
+    assert all("\n" not in command and "pip install" in command for command in commands)
+    assert commands[0].endswith("manycore demo")
+    assert commands[1].endswith("-m pytest")
+
+
 def test_output_is_compared_with_room_for_what_varies() -> None:
     assert same_output("a\nb\n", "a\nb\n")
     assert same_output("a\n...\nc\n", "a\nx\ny\nc\n")
