@@ -25,7 +25,6 @@ import _socket
 import array
 import atexit
 import errno
-import fcntl
 import marshal
 import os
 import select
@@ -37,9 +36,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from manycore._launch import interpreter, wire
+from manycore._launch import wire
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import Child, exit_code_from_kernel
+from manycore._launch.handle import Request, Zygote, high, standard
 from manycore._launch.oom import OomWatch
 
 _REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
@@ -49,7 +49,7 @@ _RETRY_S = 0.005  # when the kernel has no room for more descriptors in flight
 _END_S = 2.0  # for the zygote to kill all that is left, at exit
 _TERMINATE_S = 1.0  # from SIGTERM to SIGKILL for the children of a program that Ctrl-C ends
 _ZYGOTE_DEATHS = 3  # in a row without a child started: then it is of no use to try again
-_LOWEST_FD = 10  # ours stay clear of the numbers that programs use by number
+_ZYGOTE_KILLS = 20  # the same for zygotes that somebody killed, about as many as start in a second
 _IMPORTING_MAIN = """\
 A process was about to be started while this one, itself started by the method "spawn" or "forkserver", still
 imports the program's main module. With these methods the part of the program that starts processes must stand
@@ -60,128 +60,28 @@ under
 The start method "zygote", which is the default, needs no such line."""
 
 
-class _Request:
-    """A launch that has not been STARTED. Owns duplicates of the caller's descriptors."""
-
-    __slots__ = ("child", "entry", "fds", "linger", "payload", "sent")
-
-    def __init__(self, child: Child, entry: str, payload: bytes, fds: Sequence[int], linger: bool) -> None:
-        self.child = child
-        self.linger = linger
-        self.entry = entry
-        self.payload: bytes | None = payload
-        self.fds: list[int] = []
-        self.sent = False
-        try:
-            if len(payload) > wire.MAX_INLINE_BYTES:
-                self.fds.append(_memfd(payload))
-                self.payload = None
-            self.fds += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD) for fd in fds]
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        for fd in self.fds:
-            os.close(fd)
-        self.fds.clear()
-
-
-class _Zygote:
-    """One zygote of this process, and what it was told."""
-
-    def __init__(self, lifeline: int, lifeline_write: int) -> None:
-        pid = os.getpid()
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        opened: list[int] = []
-        self.pipe_write = -1
-        try:
-            opened += [_high(theirs.detach()), _high(os.pidfd_open(pid))]
-            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            self.pipe_write = _high(write)
-            opened.append(_high(read))
-            executable, argv = interpreter.command(pid)
-            actions: list[Any] = [(os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_RDWR, 0) for n in _closed_standard()]
-            given = {
-                wire.CONTROL_FD: opened[0],
-                wire.LIFELINE_FD: lifeline,
-                wire.PARENT_FD: opened[1],
-                wire.LIFELINE_WRITE_FD: lifeline_write,
-                wire.PARENT_PIPE_FD: opened[2],
-            }
-            actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in given.items()]
-            self.pid = os.posix_spawn(
-                executable,
-                argv,
-                os.environ,
-                file_actions=actions,
-                setpgroup=0,  # Ctrl-C is for the parent
-                setsigmask=[],
-                setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
-            )
-        except BaseException:
-            ours.close()
-            if self.pipe_write >= 0:
-                os.close(self.pipe_write)
-            raise
-        finally:
-            for fd in opened:
-                os.close(fd)
-        self.socket = ours
-        self.socket.setblocking(False)
-        try:
-            self.pidfd = os.pidfd_open(self.pid)
-        except ProcessLookupError:  # already dead, and reaped by somebody else
-            self.pidfd = -1
-        self.context: tuple[Any, ...] | None = None
-        self.dead_since = 0.0
-
-    def close(self) -> None:
-        self.socket.close()
-        os.close(self.pipe_write)
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
-        try:
-            os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
-
-    def fresh_context(self) -> tuple[Any, ...] | None:
-        """The directory, environment, path and arguments of this process, if they changed since the last request."""
-        try:
-            cwd = os.getcwd()
-        except OSError:
-            cwd = None
-        environment = os.environ._data  # type: ignore[attr-defined]  # the encoded pairs, without a copy
-        context = (cwd, environment, interpreter.import_path(), getattr(sys, "argv", []))
-        if context == self.context:
-            return None
-        self.context = (cwd, dict(environment), context[2], list(context[3]))
-        return self.context
-
-
 class Launcher:
     """See the module. One a process: `current()`."""
 
     def __init__(self) -> None:
         self.owner_pid = os.getpid()
         self._lock = threading.Lock()
-        self._zygote: _Zygote | None = None
+        self._zygote: Zygote | None = None
         self._children: dict[int, Child] = {}
         self._by_pidfd: dict[int, Child] = {}
-        self._requests: dict[int, _Request] = {}
-        self._waiting: deque[_Request] = deque()
+        self._requests: dict[int, Request] = {}
+        self._waiting: deque[Request] = deque()
         self._overdue: dict[int, tuple[float, Child]] = {}  # by launch id: dead, but not yet reported; the deadline
         self._preloads: list[str] = []
         self._unsent_preloads: list[str] = []
         self._next_id = 1
-        self._deaths = 0  # of zygotes in a row without a child started
+        self._deaths = 0  # of zygotes in a row without a child started, by their own fault
+        self._kills = 0  # the same, by somebody's signal
         self._ending = False
         self._blocked = False  # requests wait for room in the socket, so the reaper polls for it
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._lifeline, self._lifeline_write = _high(read), _high(write)
-        self._wake = _high(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self._lifeline, self._lifeline_write = high(read), high(write)
+        self._wake = high(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
         self._oom = OomWatch()
@@ -205,7 +105,7 @@ class Launcher:
             raise ValueError(f"a child can be given {wire.MAX_FDS} descriptors, not {len(fds)}")
         with self._lock:
             child = Child(self, self._next_id, title, on_exit)
-            request = _Request(child, entry, payload, fds, linger)
+            request = Request(child, entry, payload, fds, linger)
             try:
                 self._ensure_zygote()
             except OSError as error:
@@ -286,7 +186,7 @@ class Launcher:
             return
         if self._ending:
             raise OSError(errno.ESHUTDOWN, "the interpreter is ending")
-        zygote = self._zygote = _Zygote(self._lifeline, self._lifeline_write)
+        zygote = self._zygote = Zygote(self._lifeline, self._lifeline_write)
         self._unsent_preloads = list(self._preloads)
         self._epoll.register(zygote.socket.fileno(), select.EPOLLIN)
         if zygote.pidfd >= 0:
@@ -312,11 +212,11 @@ class Launcher:
         while sent and self._waiting:
             request = self._waiting[0]
             context = zygote.fresh_context()
-            standard, mask = _standard()
+            open_fds, mask = standard()
             child = request.child
             what = (request.entry, request.payload, child.title)
             record = (wire.LAUNCH, child.launch_id, *what, mask, request.linger, context)
-            sent = self._send(record, [*standard, *request.fds])
+            sent = self._send(record, [*open_fds, *request.fds])
             if sent:
                 request.sent = True
                 self._waiting.popleft()
@@ -397,7 +297,7 @@ class Launcher:
                 code = exit_code_from_kernel(child._pid, child._pidfd, patience)
                 self._finish(child, Certificate(child._pid, child.title, code, oom=self._oom_of(child, code)), calls)
 
-    def _receive(self, zygote: _Zygote, calls: list[tuple[Callable[[Child], None], Child]]) -> bool:
+    def _receive(self, zygote: Zygote, calls: list[tuple[Callable[[Child], None], Child]]) -> bool:
         """Take every report there is.
 
         Returns:
@@ -429,7 +329,7 @@ class Launcher:
                 self._warn_of_preload(report[1], report[2])
 
     def _started(self, launch_id: int, pid: int, pidfd: int) -> None:
-        self._deaths = 0
+        self._deaths = self._kills = 0
         self._forget_request(launch_id)
         child = self._children.get(launch_id)
         if child is None:
@@ -489,32 +389,38 @@ class Launcher:
         if request is not None:
             request.close()
 
-    def _replace(self, zygote: _Zygote, calls: list[tuple[Callable[[Child], None], Child]]) -> None:
+    def _replace(self, zygote: Zygote, calls: list[tuple[Callable[[Child], None], Child]]) -> None:
         """Put another zygote in the place of one whose last word has been read."""
         self._epoll.unregister(zygote.socket.fileno())
         if zygote.pidfd >= 0 and not zygote.dead_since:
             self._epoll.unregister(zygote.pidfd)
-        zygote.close()
+        code = zygote.close()
         self._zygote = None
         self._blocked = False
-        self._deaths += 1
+        if code in {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP}:  # somebody's doing, and no fault of its own
+            self._kills += 1
+        else:
+            self._deaths += 1
+            if self._deaths > 1 and self._preloads:  # it may be what it imports
+                self._warn_of_preload(", ".join(self._preloads), "the zygote died twice")
+                self._preloads.clear()
         self._waiting = deque(self._requests[launch_id] for launch_id in sorted(self._requests))
         for child in self._by_pidfd.values():  # at the latest now, for the zygote will not report
             if self._ending:
                 self._overdue[child.launch_id] = (time.monotonic(), child)
         if not self._waiting:
             return
-        problem = f"the zygote died {self._deaths} times in a row before it started a process"
+        problem = f"the zygote died {self._deaths + self._kills} times in a row before it started a process"
         if self._ending:
             problem = "the interpreter is ending"
-        elif self._deaths < _ZYGOTE_DEATHS:
+        elif self._deaths < _ZYGOTE_DEATHS and self._kills < _ZYGOTE_KILLS:
             try:
                 self._ensure_zygote()
                 self._send_waiting()
                 return
             except OSError as error:
                 problem = f"no zygote can be started: {error}"
-        self._deaths = 0
+        self._deaths = self._kills = 0
         self._waiting.clear()
         for launch_id in list(self._requests):
             self._fail(launch_id, _launch_error(problem, errno.ECHILD), calls)
@@ -538,45 +444,6 @@ def _launch_error(text: str, number: int | None) -> OSError:
     from manycore.errors import LaunchError
 
     return LaunchError(number, text)
-
-
-def _high(fd: int) -> int:
-    """Move a descriptor of ours out of the low numbers."""
-    if fd >= _LOWEST_FD:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
-    finally:
-        os.close(fd)
-
-
-def _memfd(data: bytes) -> int:
-    fd = os.memfd_create("manycore-payload", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _standard() -> tuple[list[int], int]:
-    """Which of 0, 1 and 2 are open, and the same as a bit mask."""
-    closed = _closed_standard()
-    present = [number for number in range(3) if number not in closed]
-    return present, sum(1 << number for number in present)
-
-
-def _closed_standard() -> list[int]:
-    closed = []
-    for number in range(3):
-        try:
-            fcntl.fcntl(number, fcntl.F_GETFD)
-        except OSError:
-            closed.append(number)
-    return closed
 
 
 def _ended_fd() -> int:

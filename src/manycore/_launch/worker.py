@@ -6,9 +6,9 @@ Protocol of the child, in this order:
        to the whole group when the last of them is gone. The kernel does that, so it works in a child that
        is stopped, or loops in C with the interpreter lock held
     3  if the lifeline has already ended, it exits: all of them died between the fork and 2
-    4  the parent's standard descriptors; every other descriptor of the zygote's is closed
-    5  STARTED, with its own pidfd. Only after that may anything of the caller's run: a launch without a
-       STARTED has had no effect, and can be repeated when the zygote dies
+    4  every descriptor of the zygote's is closed. A spare child waits here for its request
+    5  the parent's standard descriptors and limits; STARTED, with its own pidfd. Only after that may anything of
+       the caller's run: a launch without a STARTED has had no effect, and can be repeated when the zygote dies
     6  the function; then exit as an interpreter does
 
 If a process dies:
@@ -29,6 +29,7 @@ import fcntl
 import gc
 import marshal
 import os
+import resource
 import select
 import signal
 import sys
@@ -41,36 +42,62 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _F_SETSIG = 10  # fcntl(2); Python's fcntl does not name it
+_LIMITS = [  # of RLIMIT_*: those that a program sets for its children
+    getattr(resource, f"RLIMIT_{name}") for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "STACK")
+]
 _RETRY_MS = 1  # between attempts to send while too many descriptors are in flight
 
 
-def become(launch_id: int, lifeline: int, stack: int, standard: Sequence[int | None], keep: Sequence[int]) -> None:
-    """Turn the fork of a zygote into a child of its own, and say STARTED.
+def prepare(lifeline: int, stack: int, keep: Sequence[int]) -> None:
+    """Turn the fork of a zygote into a process of its own (steps 1 to 4); it may then wait for its request.
 
     Args:
-        launch_id: The id that the parent gave this launch.
         lifeline: This child's own open file of the pipe.
         stack: The memfd for its stacks.
-        standard: What becomes descriptors 0, 1 and 2; None for one that is closed in the parent.
-        keep: The descriptors that the caller's function gets.
+        keep: Which other descriptors stay open.
     """
     os.setpgid(0, 0)
     _tie_to_parent(lifeline)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(stack, wire.STACK_FD, inheritable=False)
+    _close_others({wire.STACK_FD, lifeline, sys.stdin.fileno(), *keep})
+
+
+def become(launch_id: int, control: int, parent_pid: int, standard: Sequence[int | None]) -> None:
+    """Take a request (step 5): the parent's standard descriptors and limits, and STARTED.
+
+    Args:
+        launch_id: The id that the parent gave this launch.
+        control: The zygote's end of the control socket; closed here, as are the descriptors in `standard`.
+        parent_pid: Whose limits are taken over.
+        standard: What becomes descriptors 0, 1 and 2; None for one that is closed in the parent.
+    """
     for number, fd in enumerate(standard):
         if fd is not None:
             os.dup2(fd, number)
-    stdin = sys.stdin.fileno()
-    _close_others({wire.CONTROL_FD, wire.STACK_FD, lifeline, stdin, *keep})
-    _announce(launch_id)
-    os.close(wire.CONTROL_FD)
+            os.close(fd)
+    _follow(parent_pid)
+    _announce(launch_id, control)
     for number, fd in enumerate(standard):
         if fd is None:
             os.close(number)
     _match_streams(standard)
     gc.enable()
+
+
+def _follow(parent_pid: int) -> None:
+    """Take over the cores and the limits that the parent has now; the zygote has those of its own start."""
+    try:
+        cores = os.sched_getaffinity(parent_pid)
+        if cores != os.sched_getaffinity(0):
+            os.sched_setaffinity(0, cores)
+        for limit in _LIMITS:
+            wanted = resource.prlimit(parent_pid, limit)
+            if wanted != resource.getrlimit(limit):
+                resource.setrlimit(limit, wanted)
+    except (OSError, ValueError):  # the parent has died, or has another user by now
+        pass
 
 
 def arm(lifeline: int, owner: int, signum: int) -> None:
@@ -106,9 +133,9 @@ def _close_others(keep: set[int]) -> None:
     os.closerange(previous + 1, 0x7FFFFFFF)
 
 
-def _announce(launch_id: int) -> None:
+def _announce(launch_id: int, control_fd: int) -> None:
     pid = os.getpid()
-    control = _socket.socket(fileno=wire.CONTROL_FD)
+    control = _socket.socket(fileno=control_fd)
     try:
         try:
             pidfd: int | None = os.pidfd_open(pid)
@@ -137,7 +164,7 @@ def _announce(launch_id: int) -> None:
         if pidfd is not None:
             os.close(pidfd)
     finally:
-        control.detach()
+        control.close()
 
 
 def _match_streams(standard: Sequence[int | None]) -> None:

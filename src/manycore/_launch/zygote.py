@@ -23,6 +23,9 @@ If a process dies:
         process be stopped, the kernel continues it then; while it imports, the kernel kills it.
     the zygote: the children go on; the parent learns their exit codes otherwise and executes another.
 
+A spare child is forked in advance after each launch, and takes the next request; it knows the parent's
+directory, environment and path of that moment, so it is dropped when they change.
+
 Source: Chrome's Linux zygote, for the idea; the mechanisms are in worker.py.
 """
 
@@ -34,6 +37,7 @@ import faulthandler
 import gc
 import marshal
 import os
+import resource
 import select
 import signal
 import sys
@@ -44,12 +48,14 @@ from manycore._native import process as _native
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     Context = tuple[str | None, dict[bytes, bytes], list[str], list[str]]
 
 _MAX_STACK_BYTES = 16 * 1024  # of a report; faulthandler's for a hundred threads is longer than anyone reads
 _FD_BYTES = 4
+_SPARE_S = 2.0  # that a spare child is kept; it costs about 3 MB
 _FATAL = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}  # those of faulthandler.enable
 _LINGER_S = 0.3  # what a child that may linger has after its parent's death; all are to be gone within a second
 
@@ -57,11 +63,11 @@ _LINGER_S = 0.3  # what a child that may linger has after its parent's death; al
 class _Child:
     __slots__ = ("born", "launch_id", "lifeline", "linger", "owns_group", "stack")
 
-    def __init__(self, launch_id: int, lifeline: int, stack: int, linger: bool) -> None:
-        self.launch_id = launch_id
+    def __init__(self, lifeline: int, stack: int) -> None:
+        self.launch_id = 0  # 0: a spare, of which the parent knows nothing
         self.lifeline = lifeline  # kept open, so that a child that closes every descriptor stays tied to the parent
         self.stack = stack
-        self.linger = linger  # outlives the parent by _LINGER_S
+        self.linger = False  # outlives the parent by _LINGER_S
         self.born = time.monotonic()
         self.owns_group = False  # the group ends with the child, however the child ends
 
@@ -76,6 +82,8 @@ class Zygote:
         self._unsent: list[bytes] = []
         self._cwd: str | None = None
         self._frozen = False
+        self._spare: tuple[int, _socket.socket, float] | None = None  # its pid, our end of its socket, its last moment
+        self._wants_spare = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._arm(signal.SIGCONT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -89,7 +97,10 @@ class Zygote:
     def run(self) -> NoReturn:
         """Serve until the parent is gone."""
         while True:
-            for fd, event in self._poller.poll():
+            events = self._poller.poll(self._patience_ms())
+            if not events:
+                self._drop_spare()
+            for fd, event in events:
                 if fd == self._wake_read:
                     self._drain_wakeups()
                     self._reap()
@@ -100,6 +111,12 @@ class Zygote:
                         self._flush()
                     if event & ~select.POLLOUT:
                         self._serve()
+
+    def _patience_ms(self) -> float | None:
+        """How long to wait for events; a spare is made when there are none, and dropped when it was not needed."""
+        if self._wants_spare and self._spare is None and not self._poller.poll(0):
+            self._make_spare()
+        return None if self._spare is None else max(0.0, self._spare[2] - time.monotonic()) * 1000
 
     def _drain_wakeups(self) -> None:
         try:
@@ -112,26 +129,20 @@ class Zygote:
 
     def _serve(self) -> None:
         try:
-            record, ancillary, flags, _ = self._control.recvmsg(
-                wire.MAX_RECORD_BYTES, _socket.CMSG_SPACE(_FD_BYTES * 253), _socket.MSG_CMSG_CLOEXEC
-            )
+            record, fds, truncated = _receive(self._control)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             record = b""
         if not record:
             self._end(_LINGER_S)
-        fds = array.array("i")
-        for level, kind, data in ancillary:
-            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % _FD_BYTES])
         try:
             request = marshal.loads(record)  # noqa: S302  # from our own parent
             if request[0] == wire.LAUNCH:
-                if flags & _socket.MSG_CTRUNC:
+                if truncated:
                     self._report(wire.FAILED, request[1], 24, "the zygote has no descriptor left (RLIMIT_NOFILE)")
                 else:
-                    self._launch(request, list(fds))
+                    self._launch(record, request, list(fds))
             elif request[0] == wire.PRELOAD:
                 self._preload(*request[1:])
             elif request[0] == wire.END:
@@ -144,55 +155,60 @@ class Zygote:
             for fd in fds:
                 os.close(fd)
 
-    def _launch(self, request: tuple[Any, ...], fds: list[int]) -> None:
-        _, launch_id, entry, payload, title, standard, linger, context = request
+    def _launch(self, record: bytes, request: tuple[Any, ...], fds: list[int]) -> None:
+        _, launch_id, entry, _, _, _, linger, context = request
         if context is not None:
             self._adopt(context)
         if entry.startswith("manycore."):  # ours, so free of surprises: imported once, here, for all children
             self._import(entry.partition(":")[0])
         self._freeze()
-        lifeline = stack = -1
+        if not self._hand_to_spare(record, fds, launch_id, linger):
+            try:
+                _, child = self._fork(lambda: self._take(request, fds, wire.CONTROL_FD), [wire.CONTROL_FD, *fds])
+            except OSError as error:
+                text = f"the zygote cannot fork: {error.strerror}"
+                self._report(wire.FAILED, launch_id, error.errno or 0, text)
+                return
+            child.launch_id = launch_id
+            child.linger = linger
+        self._wants_spare = True
+
+    def _fork(self, run: Callable[[], int], keep: list[int]) -> tuple[int, _Child]:
+        """Fork a child that runs `run` with the descriptors of `keep`, and ends with what that returns."""
+        stack = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
+        lifeline = -1
         try:
-            stack = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
             lifeline = os.open(f"/proc/self/fd/{wire.LIFELINE_FD}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             pid = os.fork()
-        except OSError as error:
+        except OSError:
             for fd in (lifeline, stack):
                 if fd >= 0:
                     os.close(fd)
-            self._report(wire.FAILED, launch_id, error.errno or 0, f"the zygote cannot fork: {error.strerror}")
-            return
+            raise
         if pid == 0:
             code = 1
             try:
-                code = self._child(launch_id, lifeline, stack, entry, payload, title, standard, fds)
+                self._control.detach()
+                worker.prepare(lifeline, stack, keep)
+                code = run()
             finally:
                 os._exit(code & 0xFF)
         try:
             os.setpgid(pid, pid)  # the child does it too; whoever is first
         except OSError:
             pass
-        self._children[pid] = _Child(launch_id, lifeline, stack, linger)
+        child = self._children[pid] = _Child(lifeline, stack)
+        return pid, child
 
-    def _child(
-        self,
-        launch_id: int,
-        lifeline: int,
-        stack: int,
-        entry: str,
-        payload: bytes | None,
-        title: str,
-        standard: int,
-        fds: list[int],
-    ) -> int:
-        self._control.detach()
+    def _take(self, request: tuple[Any, ...], fds: list[int], control: int) -> int:
+        """In a child: carry out a request."""
+        _, launch_id, entry, payload, title, standard, _, _ = request
         numbers: list[int | None] = [None, None, None]
         for number in range(3):
             if standard & 1 << number:
                 numbers[number] = fds.pop(0)
         payload_fd = fds.pop(0) if payload is None else None
-        keep = fds if payload_fd is None else [payload_fd, *fds]
-        worker.become(launch_id, lifeline, stack, numbers, keep)
+        worker.become(launch_id, control, self._parent_pid, numbers)
         _native.set_title((title or f"manycore: {entry}").encode("utf-8", "replace"))
         if self._cwd is not None:
             try:
@@ -201,9 +217,58 @@ class Zygote:
                 pass
         return worker.run(entry, payload, payload_fd, fds)
 
+    # -- the spare ---------------------------------------------------------------------------------------
+
+    def _make_spare(self) -> None:
+        """Fork a child in advance: it is ready but for its request, and so saves the next launch half its time."""
+        self._wants_spare = False
+        self._freeze()
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        try:
+            pid, _ = self._fork(lambda: self._be_spare(theirs), [theirs.fileno()])
+        except OSError:  # then the next launch will say so
+            ours.close()
+        else:
+            self._spare = (pid, ours, time.monotonic() + _SPARE_S)
+        theirs.close()
+
+    def _be_spare(self, source: _socket.socket) -> int:
+        _native.set_title(f"manycore: spare of {self._parent_pid}".encode())
+        record, fds, _ = _receive(source)
+        if not record:
+            return 0
+        source.close()
+        return self._take(marshal.loads(record), list(fds[1:]), fds[0])  # noqa: S302  # from our own parent
+
+    def _hand_to_spare(self, record: bytes, fds: list[int], launch_id: int, linger: bool) -> bool:
+        if self._spare is None:
+            return False
+        pid, source, _ = self._spare
+        self._spare = None
+        child = self._children.get(pid)
+        try:
+            given = array.array("i", [wire.CONTROL_FD, *fds]).tobytes()
+            source.sendmsg([record], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, given)])
+        except OSError:
+            child = None
+        source.close()
+        if child is None:
+            return False
+        child.launch_id = launch_id
+        child.linger = linger
+        child.born = time.monotonic()
+        return True
+
+    def _drop_spare(self) -> None:
+        """The spare is out of date, or was not needed; it ends by itself."""
+        if self._spare is not None:
+            self._spare[1].close()
+            self._spare = None
+
     # -- what the children inherit -----------------------------------------------------------------------
 
     def _adopt(self, context: Context) -> None:
+        self._drop_spare()
         self._cwd, environment, path, argv = context
         now = os.environb
         for name in [name for name in now if name not in environment]:
@@ -226,6 +291,7 @@ class Zygote:
     def _import(self, name: str) -> str:
         if name in sys.modules:
             return ""
+        self._drop_spare()
         self._frozen = False
         self._arm(signal.SIGKILL)  # an import can take long, and the parent can die meanwhile
         try:
@@ -270,6 +336,10 @@ class Zygote:
                 text = _last_words(child.stack)
             os.close(child.stack)
             os.close(child.lifeline)
+            if not child.launch_id:
+                if self._spare is not None and self._spare[0] == info.si_pid:
+                    self._drop_spare()
+                continue
             self._report(
                 wire.EXITED,
                 child.launch_id,
@@ -340,6 +410,18 @@ class Zygote:
             self._reap()  # those whom they leave behind are this process's children then
 
 
+def _receive(source: _socket.socket) -> tuple[bytes, array.array[int], bool]:
+    """One record, its descriptors, and whether some of these were lost."""
+    record, ancillary, flags, _ = source.recvmsg(
+        wire.MAX_RECORD_BYTES, _socket.CMSG_SPACE(_FD_BYTES * 253), _socket.MSG_CMSG_CLOEXEC
+    )
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % _FD_BYTES])
+    return record, fds, bool(flags & _socket.MSG_CTRUNC)
+
+
 def _last_words(stack: int) -> str:
     """What faulthandler wrote for a fatal signal, behind whatever was asked for before."""
     size = os.fstat(stack).st_size
@@ -371,6 +453,8 @@ def main(parent_pid: int) -> NoReturn:
     for fd in (wire.CONTROL_FD, wire.LIFELINE_FD, wire.PARENT_FD, wire.LIFELINE_WRITE_FD, wire.PARENT_PIPE_FD):
         os.set_inheritable(fd, False)
     os.closerange(wire.PARENT_PIPE_FD + 1, 0x7FFFFFFF)  # what the parent left inheritable
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two a child; the children take over the parent's
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     sys.stdin = open(null, encoding="utf-8", closefd=False)  # noqa: SIM115  # it stays open
     faulthandler.enable(file=wire.STACK_FD)

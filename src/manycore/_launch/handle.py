@@ -1,0 +1,166 @@
+"""A zygote as its parent sees it: its process, its socket, what it has been told; and the requests for it."""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from manycore._launch import interpreter, wire
+
+if TYPE_CHECKING:
+    from manycore._launch.child import Child
+
+__all__ = ["Request", "Zygote", "high", "standard"]
+
+_LOWEST_FD = 10  # ours stay clear of the numbers that programs use by number
+
+
+class Request:
+    """A launch that has not been STARTED. Owns duplicates of the caller's descriptors."""
+
+    __slots__ = ("child", "entry", "fds", "linger", "payload", "sent")
+
+    def __init__(self, child: Child, entry: str, payload: bytes, fds: Sequence[int], linger: bool) -> None:
+        self.child = child
+        self.linger = linger
+        self.entry = entry
+        self.payload: bytes | None = payload
+        self.fds: list[int] = []
+        self.sent = False
+        try:
+            if len(payload) > wire.MAX_INLINE_BYTES:
+                self.fds.append(_memfd(payload))
+                self.payload = None
+            self.fds += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD) for fd in fds]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+
+class Zygote:
+    """One zygote of this process, and what it was told."""
+
+    def __init__(self, lifeline: int, lifeline_write: int) -> None:
+        pid = os.getpid()
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        opened: list[int] = []
+        self.pipe_write = -1
+        try:
+            opened += [high(theirs.detach()), high(os.pidfd_open(pid))]
+            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self.pipe_write = high(write)
+            opened.append(high(read))
+            executable, argv = interpreter.command(pid)
+            actions: list[Any] = [(os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_RDWR, 0) for n in _closed_standard()]
+            given = {
+                wire.CONTROL_FD: opened[0],
+                wire.LIFELINE_FD: lifeline,
+                wire.PARENT_FD: opened[1],
+                wire.LIFELINE_WRITE_FD: lifeline_write,
+                wire.PARENT_PIPE_FD: opened[2],
+            }
+            actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in given.items()]
+            self.pid = os.posix_spawn(
+                executable,
+                argv,
+                os.environ,
+                file_actions=actions,
+                setpgroup=0,  # Ctrl-C is for the parent
+                setsigmask=[],
+                setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
+            )
+        except BaseException:
+            ours.close()
+            if self.pipe_write >= 0:
+                os.close(self.pipe_write)
+            raise
+        finally:
+            for fd in opened:
+                os.close(fd)
+        self.socket = ours
+        self.socket.setblocking(False)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:  # already dead, and reaped by somebody else
+            self.pidfd = -1
+        self.context: tuple[Any, ...] | None = None
+        self.dead_since = 0.0
+
+    def close(self) -> int | None:
+        """Let go of it.
+
+        Returns:
+            What it exited with, or minus the signal that ended it; None if it lives or nobody knows.
+        """
+        self.socket.close()
+        os.close(self.pipe_write)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    def fresh_context(self) -> tuple[Any, ...] | None:
+        """The directory, environment, path and arguments of this process, if they changed since the last request."""
+        try:
+            cwd = os.getcwd()
+        except OSError:
+            cwd = None
+        environment = os.environ._data  # type: ignore[attr-defined]  # the encoded pairs, without a copy
+        context = (cwd, environment, interpreter.import_path(), getattr(sys, "argv", []))
+        if context == self.context:
+            return None
+        self.context = (cwd, dict(environment), context[2], list(context[3]))
+        return self.context
+
+
+def high(fd: int) -> int:
+    """Move a descriptor of ours out of the low numbers."""
+    if fd >= _LOWEST_FD:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
+    finally:
+        os.close(fd)
+
+
+def _memfd(data: bytes) -> int:
+    fd = os.memfd_create("manycore-payload", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def standard() -> tuple[list[int], int]:
+    """Which of 0, 1 and 2 are open, and the same as a bit mask."""
+    closed = _closed_standard()
+    present = [number for number in range(3) if number not in closed]
+    return present, sum(1 << number for number in present)
+
+
+def _closed_standard() -> list[int]:
+    closed = []
+    for number in range(3):
+        try:
+            fcntl.fcntl(number, fcntl.F_GETFD)
+        except OSError:
+            closed.append(number)
+    return closed
