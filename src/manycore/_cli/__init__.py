@@ -7,6 +7,7 @@
         task.py      the worker's side: call, encode   output.py             where lines go, in which order
         ending.py    Ctrl-C and the like, noted        summary.py            what is said at the end
     demo.py      `manycore demo`, and analysis.py, the work that it does
+    ps.py, stacks.py, kill.py    the processes of programs that run, and what can be done about them
     doctor.py    `manycore doctor`, and checks.py, what it looks at
 
 A command's file is imported when the command runs, not before, so that `manycore --help` stays fast:
@@ -25,6 +26,9 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "map": ("map", "Run a function over files, lines or records, on all cores."),
     "demo": ("demo", "See one core, threads and processes do the same real work."),
+    "ps": ("ps", "Show every process of manycore's, and what it does."),
+    "stacks": ("stacks", "Show where a program's processes are, also when they are stuck."),
+    "kill": ("kill", "End a program with all its processes."),
     "doctor": ("doctor", "Check this machine, and say what each finding means for you."),
 }
 

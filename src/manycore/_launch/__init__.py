@@ -13,6 +13,8 @@
     tree.py         the processes below a process
     wire.py         the records between them
     interpreter.py  the command that executes a zygote
+    roster.py       which processes of manycore run on this machine
+    watch.py        a thread that calls back when a descriptor is ready
     machine.py      the cores and the memory that this process may use
     oom.py          whether the out-of-memory killer was at work
 

@@ -20,7 +20,7 @@ import time
 
 from manycore._launch import wire
 
-__all__ = ["install", "read"]
+__all__ = ["answers", "install", "read"]
 
 _NAME = "/memfd:manycore-stacks"
 _POLL_MS = 2
@@ -62,15 +62,34 @@ def read(pid: int, timeout: float = 2.0) -> str:
         os.close(pidfd)
 
 
-def _open(pid: int) -> int:
-    folder = f"/proc/{pid}/fd"
+def answers(pid: int) -> bool:
+    """Whether `pid` is a process that `read` can ask."""
     try:
-        for name in os.listdir(folder):
-            if os.readlink(f"{folder}/{name}").startswith(_NAME) and _handles(pid):
-                return os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        return _find(pid) is not None
+    except OSError:
+        return False
+
+
+def _open(pid: int) -> int:
+    try:
+        path = _find(pid)
+        if path is not None:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise LookupError(f"process {pid}: {error.strerror}") from None
     raise LookupError(f"process {pid} is not one that manycore started, and so does not answer")
+
+
+def _find(pid: int) -> str | None:
+    """The memfd into which a process writes its stacks."""
+    folder = f"/proc/{pid}/fd"
+    for name in os.listdir(folder):
+        try:
+            if os.readlink(f"{folder}/{name}").startswith(_NAME) and _handles(pid):
+                return f"{folder}/{name}"
+        except OSError:  # closed meanwhile
+            continue
+    return None
 
 
 def _ask(pid: int, pidfd: int, file: int, timeout: float) -> str:

@@ -1,0 +1,105 @@
+"""`manycore ps`, `stacks` and `kill`: what they show and do, also when the program is stuck."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from manycore._cli.group import _group as cli
+from manycore._launch import tree
+from manycore._launch.child import is_ready
+
+PROGRAM = """
+import itertools, os, sys, threading
+import manycore
+
+def stuck_in_c(said):
+    said.send_bytes(b"here")
+    all(itertools.repeat(True))
+
+if __name__ == "__main__":
+    here, there = manycore.Pipe()
+    process = manycore.Process(target=stuck_in_c, args=(there,), name="the busy one")
+    process.start()
+    here.recv_bytes()
+    print(process.pid, flush=True)
+    threading.Event().wait()
+"""
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM, encoding="utf-8")
+    running = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    try:
+        yield running, int(running.stdout.readline())
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def test_ps_shows_the_tree(program: tuple[subprocess.Popen[str], int]) -> None:
+    parent, pid = program
+    text = invoke("ps").output
+    assert f"{parent.pid:8}" in text
+    assert f"  process 'the busy one' of {parent.pid} [stuck_in_c]" in text
+    assert "zygote" not in text
+    entries = {entry["pid"]: entry for entry in map(json.loads, invoke("ps", "--json", "--all").output.splitlines())}
+    assert entries[parent.pid]["role"] == "program"
+    assert entries[pid]["parent"] == parent.pid
+    assert entries[pid]["task"] == "stuck_in_c"
+    assert any(entry["role"] == "zygote" and entry["parent"] == parent.pid for entry in entries.values())
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_stacks_of_a_stuck_program(stopped: bool, program: tuple[subprocess.Popen[str], int]) -> None:
+    parent, pid = program
+    if stopped:
+        os.kill(parent.pid, signal.SIGSTOP)
+    for asked in (parent.pid, pid):
+        result = invoke("stacks", asked, "--timeout", 30)
+        assert result.exit_code == 0
+        assert f"{pid} process 'the busy one'" in result.output
+        assert "in stuck_in_c" in result.output
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_kill_ends_the_tree(stopped: bool, program: tuple[subprocess.Popen[str], int]) -> None:
+    parent, _ = program
+    if stopped:
+        os.kill(parent.pid, signal.SIGSTOP)
+    below = tree.hold(tree.descendants(parent.pid))
+    result = invoke("kill", parent.pid)
+    assert result.exit_code == 0, result.output
+    assert "processes ended" in result.output
+    assert parent.wait(20) == -signal.SIGTERM
+    for pidfd in below:
+        assert is_ready(pidfd)
+        os.close(pidfd)
+
+
+def test_kill_of_one_process_leaves_the_program(program: tuple[subprocess.Popen[str], int]) -> None:
+    parent, pid = program
+    assert invoke("kill", pid).exit_code == 0
+    assert parent.poll() is None
+
+
+@pytest.mark.parametrize("command", ["stacks", "kill"])
+def test_a_stranger_is_left_alone(command: str) -> None:
+    result = invoke(command, os.getppid())
+    assert result.exit_code == 2
+    assert "no process of manycore's" in result.output
