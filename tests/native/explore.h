@@ -65,6 +65,10 @@ static struct {
     const ex_scenario *scenario;
 } ex = {.current = -1};
 
+/* For structures whose sleeps are bounded: called when nobody can go on; true when that changed. And their clock. */
+static bool (*ex_stuck)(void);
+static int64_t ex_now_s = 1000;
+
 static void ex_note(const char *text, int party) {
     int n = snprintf(ex.trail + ex.trail_length, sizeof ex.trail - ex.trail_length, " %s%d", text, party);
     if (n > 0 && ex.trail_length + (size_t)n < sizeof ex.trail) ex.trail_length += (size_t)n;
@@ -112,12 +116,29 @@ static inline long ex_futex(void *word, int op, uint32_t value) {
     ex.word[me] = word;
     ex.status[me] = EX_ASLEEP;
     ex_stop("asleep");
+    if (ex.word[me] == NULL) { /* see ex_time_passes */
+        errno = ETIMEDOUT;
+        return -1;
+    }
     return 0;
+}
+
+/* All sleeps end by their timeouts; false when nobody sleeps. */
+static inline bool ex_time_passes(void) {
+    bool any = false;
+    ex_now_s += 10;
+    for (int i = 0; i < ex.scenario->parties; i++)
+        if (ex.status[i] == EX_ASLEEP) {
+            ex.status[i] = EX_READY;
+            ex.word[i] = NULL;
+            any = true;
+        }
+    return any;
 }
 
 static inline int ex_clock(clockid_t clock, struct timespec *t) {
     (void)clock;
-    *t = (struct timespec){1000, 0}; /* time stands still: no deadline passes, no lease expires */
+    *t = (struct timespec){ex_now_s, 0}; /* time stands still, unless ex_stuck lets it pass */
     return 0;
 }
 
@@ -237,6 +258,7 @@ static void ex_run(void) {
         int killable = options;
         if (deaths > 0 && last >= 0 && s->mortal[last] && (last_ready || ex.status[last] == EX_ASLEEP))
             who[options++] = last;
+        if (killable == 0 && ex_stuck != NULL && ex_stuck()) continue;
         if (killable == 0 && options == 0) break;
         int choice = ex_choose(options);
         int party = who[choice];

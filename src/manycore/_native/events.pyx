@@ -80,7 +80,7 @@ cdef extern from "barrier.h" nogil:
     void mc_barrier_enroll(mc_barrier *b, uint64_t self)
     void mc_barrier_withdraw(mc_barrier *b, uint64_t self)
     mc_barrier_arrival mc_barrier_arrive(mc_barrier *b, uint64_t self, bint has_action, mc_barrier_waiter *w)
-    bint mc_barrier_complete(mc_barrier *b, mc_barrier_waiter *w)
+    bint mc_barrier_complete(mc_barrier *b, uint64_t self, mc_barrier_waiter *w)
     void mc_barrier_fail(mc_barrier *b, mc_barrier_waiter *w)
     mc_outcome mc_barrier_wait(mc_barrier *b, mc_barrier_waiter *waiter, mc_spinner *spinner)
     void mc_barrier_abandon(mc_barrier *b, mc_barrier_waiter *w)
@@ -333,7 +333,7 @@ cdef class Barrier(Shared):
                 except BaseException:
                     mc_barrier_fail(self.barrier, &waiter)
                     raise
-                if not mc_barrier_complete(self.barrier, &waiter):
+                if not mc_barrier_complete(self.barrier, me, &waiter):
                     raise BrokenBarrierError
                 return waiter.index
             outcome = MC_AGAIN

@@ -16,6 +16,7 @@
  *
  * If a process dies
  *   having arrived            it counts; the others complete the generation without noticing
+ *   arriving                  it may have arrived or not: the barrier breaks, when the parties are known
  *   running the action        those who wait find the actor dead, and the barrier breaks
  *   not having arrived        the parties are known when all who have arrived were of the last generation
  *                             (or enrolled); a dead one among the others of it means that this generation
@@ -38,8 +39,7 @@
 
 typedef struct {
     mc_owner_word who;
-    _Atomic uint32_t generation; /* in which it arrived last; itself */
-    _Atomic uint32_t reserved;
+    _Atomic uint64_t came; /* bit 0: it is arriving; above: the generation in which it did last, plus 1. Itself */
 } mc_party;
 
 typedef struct {
@@ -114,8 +114,9 @@ static inline void mc_barrier_reset(mc_barrier *b) {
 
 /* ---- who the parties are ---- */
 
-/* `came`: the generation in which it arrived, plus 1. */
-static inline void mc_barrier_know_as(mc_barrier *b, uint64_t self, uint32_t came) {
+/* Says before its arrival that it is arriving, and after it that it has: a party that dies in between may have
+ * arrived or not, and so breaks the barrier. */
+static inline void mc_barrier_know_as(mc_barrier *b, uint64_t self, uint64_t came) {
     if (!b->watch) return;
     for (int pass = 0; pass < 3; pass++) {
         for (uint32_t i = 0; i < b->parties; i++) {
@@ -123,14 +124,14 @@ static inline void mc_barrier_know_as(mc_barrier *b, uint64_t self, uint32_t cam
             uint64_t seen = atomic_load(&party->who);
             bool take = pass == 0 ? seen == self : pass == 1 ? seen == 0 : mc_owner_is_dead(seen);
             if (!take || (seen != self && !atomic_compare_exchange_strong(&party->who, &seen, self))) continue;
-            atomic_store(&party->generation, came);
+            atomic_store(&party->came, came);
             return;
         }
     }
 }
 
-static inline void mc_barrier_know(mc_barrier *b, uint64_t self, uint32_t generation) {
-    mc_barrier_know_as(b, self, generation + 1); /* 0 is never */
+static inline void mc_barrier_know(mc_barrier *b, uint64_t self, uint32_t generation, bool arriving) {
+    mc_barrier_know_as(b, self, ((uint64_t)generation + 1) << 1 | arriving); /* 0 is never */
 }
 
 /* What "plus 1" of the generation before is. */
@@ -140,7 +141,7 @@ static inline uint32_t mc_barrier_before(uint32_t generation) {
 
 /* As if it had been here last time. */
 static inline void mc_barrier_enroll(mc_barrier *b, uint64_t self) {
-    mc_barrier_know_as(b, self, mc_barrier_before(mc_barrier_generation(atomic_load(&b->word))));
+    mc_barrier_know_as(b, self, (uint64_t)mc_barrier_before(mc_barrier_generation(atomic_load(&b->word))) << 1);
 }
 
 static inline void mc_barrier_withdraw(mc_barrier *b, uint64_t self) {
@@ -158,10 +159,10 @@ static inline bool mc_barrier_is_hopeless(mc_barrier *b, uint32_t generation) {
     bool missing = false;
     for (uint32_t i = 0; i < b->parties; i++) {
         uint64_t who = atomic_load(&b->party[i].who);
-        uint32_t came = atomic_load(&b->party[i].generation);
+        uint64_t came = atomic_load(&b->party[i].came);
         if (who == 0) return false; /* a place for one that nobody knows yet */
-        if (came == now) continue;
-        if (came != last) return false; /* it was not here last time: the set changes */
+        if (came >> 1 == now && !(came & 1)) continue;
+        if (came >> 1 != now && came >> 1 != last) return false; /* it was not here last time: the set changes */
         missing = missing || mc_owner_is_dead(who);
     }
     return missing;
@@ -214,27 +215,28 @@ static inline mc_barrier_arrival mc_barrier_arrive(mc_barrier *b, uint64_t self,
                 seen = again;
                 continue;
             }
-            mc_barrier_know(b, self, w->generation);
+            mc_barrier_know(b, self, w->generation, true);
             atomic_store(&b->actor_started, w->generation + 1);
             MC_FAULT("barrier:acting");
             return MC_BARRIER_ACT;
         }
+        mc_barrier_know(b, self, w->generation, true);
         if (last) {
-            mc_barrier_know(b, self, w->generation);
             if (!atomic_compare_exchange_weak(&b->word, &seen, mc_barrier_next(seen, false))) continue;
             mc_barrier_wake(b, seen);
+            mc_barrier_know(b, self, w->generation, false);
             return MC_BARRIER_COMPLETE;
         }
         if (!atomic_compare_exchange_weak(&b->word, &seen, seen + (1ull << 32))) continue;
         MC_FAULT("barrier:arrived");
-        mc_barrier_know(b, self, w->generation);
+        mc_barrier_know(b, self, w->generation, false);
         w->arrived = true;
         return MC_BARRIER_WAIT;
     }
 }
 
 /* The actor's end, after the action: false when the barrier was broken or reset meanwhile. */
-static inline bool mc_barrier_complete(mc_barrier *b, mc_barrier_waiter *w) {
+static inline bool mc_barrier_complete(mc_barrier *b, uint64_t self, mc_barrier_waiter *w) {
     uint64_t seen = atomic_load(&b->word);
     bool good;
     do {
@@ -242,6 +244,7 @@ static inline bool mc_barrier_complete(mc_barrier *b, mc_barrier_waiter *w) {
     } while (good && !atomic_compare_exchange_weak(&b->word, &seen, mc_barrier_next(seen, false)));
     atomic_store(&b->actor, 0);
     if (good) mc_barrier_wake(b, seen);
+    mc_barrier_know(b, self, w->generation, false);
     return good;
 }
 

@@ -73,6 +73,7 @@ typedef struct {
 /* Under the lock. */
 static inline void mc_cond_enter(mc_cond *c, uint64_t self, mc_cond_waiter *w) {
     w->ticket = atomic_fetch_add(&c->next_ticket, 1);
+    w->crowd = 0;
     for (int pass = 0; pass < 2; pass++) {
         for (uint32_t i = 0; i < MC_COND_SLOTS; i++) {
             mc_cond_slot *slot = &c->slot[i];

@@ -12,7 +12,7 @@
  * of them sees the other (Dekker): the waiter finds the change, or the changer finds bit 0.
  *
  * Opening clears bit 0. So who was woken alone, by mc_gate_open(gate, 1), and found what it waited for,
- * calls mc_gate_leave: others may sleep still, and it speaks for them.
+ * calls mc_gate_leave and looks again: others may sleep still, and it speaks for them.
  *
  * If a process dies anywhere: a wake-up may be lost. Every sleep on a gate is therefore bounded
  * (MC_CHECK_MOST_NS), and the sleeper looks for itself.
@@ -38,10 +38,8 @@ static inline void mc_gate_open(mc_gate *gate, int count) {
     mc_wake(gate, count);
 }
 
-/* Of one that was woken, or gave up: others may sleep. `more`: there is something for one of them. */
-static inline void mc_gate_leave(mc_gate *gate, bool more) {
-    atomic_fetch_or(gate, 1);
-    if (more) mc_gate_open(gate, 1);
-}
+/* Of one that was woken alone, or gave up: others may sleep. Afterwards it looks whether there is something
+ * for one of them, and if so opens the gate for it: in this order, or a change in between wakes nobody. */
+static inline void mc_gate_leave(mc_gate *gate) { atomic_fetch_or(gate, 1); }
 
 #endif

@@ -49,6 +49,8 @@ static inline mc_word *mc_owner_futex(mc_owner_word *word) {
     return (mc_word *)word;
 }
 
+#ifndef MC_OWNER_SIMULATED /* the explorer of interleavings has parties of its own */
+
 /* ---- what /proc says ---- */
 
 typedef struct {
@@ -118,7 +120,9 @@ static __attribute__((noinline)) uint64_t mc_self_slowly(void) {
 }
 
 static inline uint64_t mc_self(void) {
-    uint64_t self = atomic_load_explicit(atomic_load_explicit(&mc_self_page, memory_order_relaxed), memory_order_relaxed);
+    /* acquire: pairs with the swap that makes the page known */
+    _Atomic uint64_t *page = atomic_load_explicit(&mc_self_page, memory_order_acquire);
+    uint64_t self = atomic_load_explicit(page, memory_order_relaxed);
     return __builtin_expect(self != 0, 1) ? self : mc_self_slowly();
 }
 
@@ -155,6 +159,8 @@ static inline bool mc_owner_is_dead(uint64_t owner) {
     if (stat.started != started) return true;
     return (stat.state == 'Z' || stat.state == 'X' || stat.state == 'x') && stat.threads <= 1;
 }
+
+#endif /* MC_OWNER_SIMULATED */
 
 /* ---- who waits: for people, never for the algorithms ---- */
 

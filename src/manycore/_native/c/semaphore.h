@@ -30,7 +30,7 @@
 #define MC_SEM_MAGIC 0x41414d53u /* "SMAA" */
 #define MC_SEM_TOKENS 1000       /* owner words at most: 8 kB, and 1 us to look through */
 #define MC_SEM_MOST 2147483647u  /* as SEM_VALUE_MAX */
-#define MC_SEM_CONSUMED 1ull     /* a token taken by one that exited in order: pid 1 started at no time, never dead */
+#define MC_SEM_CONSUMED MC_OWNER_FLAG_A /* a token taken by one that exited in order: no process, never dead */
 
 typedef struct {
     mc_header header;
@@ -162,12 +162,17 @@ static inline void mc_sem_forget(mc_sem *s, uint64_t self) {
     }
 }
 
+static inline void mc_sem_speak_for_others(mc_sem *s) {
+    mc_gate_leave(&s->gate);
+    if (mc_sem_has_permit(s)) mc_gate_open(&s->gate, 1);
+}
+
 static inline bool mc_sem_ready(void *context) { return mc_sem_has_permit(context); }
 
 static inline mc_outcome mc_sem_wait(mc_sem *s, uint64_t self, mc_waiting *w, mc_spinner *spinner, uint32_t *hint) {
     for (;;) {
         if (mc_sem_try(s, self, hint)) {
-            if (w->slept) mc_gate_leave(&s->gate, mc_sem_has_permit(s));
+            if (w->slept) mc_sem_speak_for_others(s);
             return MC_TAKEN;
         }
         if (!w->spun) {
@@ -179,7 +184,7 @@ static inline mc_outcome mc_sem_wait(mc_sem *s, uint64_t self, mc_waiting *w, mc
             mc_sem_repair(s);
             if (now >= w->deadline_ns) {
                 bool got = mc_sem_try(s, self, hint);
-                if (w->slept) mc_gate_leave(&s->gate, mc_sem_has_permit(s)); /* a wake-up may have been for us */
+                if (w->slept) mc_sem_speak_for_others(s); /* a wake-up may have been for us */
                 return got ? MC_TAKEN : MC_TIMED_OUT;
             }
             if (w->shown < 0) w->shown = mc_waiters_enter(&s->waiters, self);
@@ -200,7 +205,7 @@ static inline mc_outcome mc_sem_wait(mc_sem *s, uint64_t self, mc_waiting *w, mc
 static inline void mc_sem_left(mc_sem *s, mc_waiting *w, bool gave_up) {
     mc_waiters_leave(&s->waiters, w->shown);
     w->shown = -1;
-    if (gave_up && w->slept) mc_gate_leave(&s->gate, mc_sem_has_permit(s));
+    if (gave_up && w->slept) mc_sem_speak_for_others(s);
 }
 
 #endif
