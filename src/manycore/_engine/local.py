@@ -109,6 +109,7 @@ class Engine:
         self._broken: BaseException | None = None
         self._watched_until: int | None = None  # ns; when the collector looks at the deadlines next
         self._idle = threading.Condition(threading.Lock())  # notified when nothing is outstanding, and at the end
+        self._joining = False  # somebody waits, or has waited, on _idle
         self._over = threading.Event()  # set once everything has been given back
         self._items_done = self._items_failed = 0
         self._busy_ns = 0
@@ -342,7 +343,7 @@ class Engine:
             if interrupted or self._torn:
                 self._reconcile()
             nothing_left = not self._dispatcher.outstanding
-        if nothing_left:
+        if nothing_left and self._joining:
             with self._idle:
                 self._idle.notify_all()
         self._draining = False
@@ -603,6 +604,7 @@ class Engine:
         """After `close`: wait until all tasks are done and the workers have ended."""
         if self._forked:
             return
+        self._joining = True
         if self._collector is not None:
             self.wait(self._nothing_left, lambda: self._idle, None)
         self._end(kill=False)

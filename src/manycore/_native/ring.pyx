@@ -48,6 +48,7 @@ cdef extern from "task_ring.h" nogil:
     const int64_t MC_NEVER
     int64_t mc_now_ns()
     bint mc_spin(mc_spinner *spinner, bint (*ready)(void *) noexcept nogil, void *context)
+    void mc_slept(mc_spinner *spinner, int64_t since_ns)
     int mc_wait(mc_word *word, uint32_t expected, int64_t deadline_ns)
     size_t mc_tasks_bytes(uint32_t slots)
     void mc_tasks_init(mc_tasks *t, uint32_t slots)
@@ -251,6 +252,7 @@ cdef class TaskRing:
         cdef int64_t deadline = deadline_of(deadline_ns)
         cdef Rings waiting = Rings(rings)
         cdef int e = 0
+        cdef int64_t since_ns
         cdef mc_tasks *tasks = self.tasks
         with nogil:
             if not mc_spin(&self.fg_spinner, rings_ready, <void *>waiting.pointers):
@@ -258,7 +260,9 @@ cdef class TaskRing:
                 if not rings_ready(<void *>waiting.pointers) and MC_LOAD(tasks.alarms) == alarms:
                     if mc_ready(tasks):
                         mc_wake_one(tasks)
+                    since_ns = mc_now_ns()
                     e = mc_wait(&tasks.fg, 2, deadline)
+                    mc_slept(&self.fg_spinner, since_ns)
                 MC_STORE(tasks.fg, 1)
         if e == EINTR:
             PyErr_CheckSignals()

@@ -274,7 +274,11 @@ static inline int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinn
     atomic_store(&idle.page->asleep, 1);
     atomic_fetch_or(&t->sleeping[worker / 64], bit);
     int r = 0;
-    if (!mc_worker_ready(&idle)) r = mc_wait(&idle.page->asleep, 1, deadline_ns);
+    if (!mc_worker_ready(&idle)) {
+        int64_t since_ns = mc_now_ns();
+        r = mc_wait(&idle.page->asleep, 1, deadline_ns);
+        mc_slept(spinner, since_ns);
+    }
     atomic_store(&idle.page->asleep, 0);
     atomic_fetch_and(&t->sleeping[worker / 64], ~bit);
     return r == EAGAIN ? 0 : r;

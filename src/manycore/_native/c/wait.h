@@ -12,7 +12,7 @@
  * Spinning. A hand-over between two awake cores costs about 0.1 us, between two sleeping ones 20 to
  * 60 us, so a waiter first spins for a bounded time. `mc_spin` adapts: a spin that paid off earns
  * the next a full budget, one that did not halves it, and a budget of nothing is tried again once in
- * MC_SPIN_PROBE waits. A gap between two looks at the clock means that the kernel took the core away:
+ * MC_SPIN_PROBE waits; a sleep that was shorter than a budget restores it. A gap between two looks at the clock means that the kernel took the core away:
  * then no core is free, and the spin ends at once.
  *
  * Source: futex(2); the adaptation follows Karlin et al., "Empirical studies of competitive spinning". */
@@ -93,6 +93,11 @@ static inline int64_t mc_spin_begin(mc_spinner *s) {
 static inline void mc_spin_end(mc_spinner *s, bool paid) {
     if (paid) s->budget_ns = MC_SPIN_BUDGET_NS;
     else s->budget_ns /= 2;
+}
+
+/* A sleep has ended that began at `since_ns`: where it was short, a spin would have paid. */
+static inline void mc_slept(mc_spinner *s, int64_t since_ns) {
+    if (mc_now_ns() - since_ns < MC_SPIN_BUDGET_NS) s->budget_ns = MC_SPIN_BUDGET_NS;
 }
 
 /* Spin until `ready(context)` or until the budget is spent; true when it became ready. */
