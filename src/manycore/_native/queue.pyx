@@ -1,0 +1,580 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""Queues of records in shared memory: the algorithm is `c/queue.h`; here are arguments, waiting and errors.
+
+A record is an object in one of three forms:
+    PLAIN   a pickle of plain builtin values
+    BYTES   the bytes themselves
+    CODED   what `_encode` gives: bytes, and buffers that are copied once on each side
+
+`manycore.queues` makes the queues that people use of it, and says how other values are encoded.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.unistd cimport close
+
+import os as _os
+from queue import Empty, Full
+from _pickle import dumps as _dumps
+from _pickle import loads as _loads
+
+cdef extern from "plain.h":
+    bint mc_is_plain(object value)
+
+cdef extern from "queue.h" nogil:
+    ctypedef uint32_t mc_word
+    ctypedef struct mc_lock:
+        pass
+    ctypedef struct mc_spinner:
+        pass
+    ctypedef struct mc_waiting:
+        bint slept
+        uint64_t dead
+    ctypedef enum mc_outcome:
+        MC_TAKEN
+        MC_TAKEN_OVER
+        MC_TIMED_OUT
+        MC_AGAIN
+    int64_t MC_NEVER
+    int64_t mc_now_ns()
+    uint64_t mc_self()
+    void mc_waiting_begin(mc_waiting *w, int64_t deadline_ns)
+    bint mc_lock_try(mc_lock *l, uint64_t self)
+    bint mc_lock_short_spin(mc_lock *l, uint64_t self)
+    bint mc_lock_release(mc_lock *l)
+    mc_outcome mc_lock_wait(mc_lock *l, uint64_t self, mc_waiting *w, mc_spinner *spinner)
+    void mc_lock_left(mc_lock *l, mc_waiting *w)
+
+    ctypedef struct mc_queue_end:
+        mc_word version
+    ctypedef struct mc_queue:
+        uint64_t most
+        mc_word closed
+        mc_lock writers
+        mc_lock readers
+        mc_queue_end tail
+        mc_queue_end head
+        mc_word items_awaited
+        mc_word room_awaited
+        uint32_t allocated
+        uint64_t done
+        mc_word joined
+    ctypedef struct mc_queue_handle:
+        mc_queue *shared
+        int fd
+        mc_spinner spinner
+    ctypedef struct mc_queue_cursor:
+        uint32_t block
+        uint32_t offset
+    ctypedef struct mc_queue_place:
+        uint32_t block
+        uint32_t offset
+        uint64_t count
+    uint32_t MC_QUEUE_BLOCK
+    int mc_queue_open(mc_queue_handle *q, int fd, int64_t most)
+    void mc_queue_close(mc_queue_handle *q)
+    mc_queue_place mc_queue_look(mc_queue_end *end)
+    void mc_queue_publish(mc_queue_end *end, mc_queue_cursor cursor, uint64_t count)
+    uint64_t mc_queue_size(mc_queue *s)
+    bint mc_queue_has_items(mc_queue *s)
+    bint mc_queue_has_room(mc_queue *s)
+    void mc_queue_wake(mc_word *version, mc_word *awaited, int count)
+    mc_queue_cursor mc_queue_cursor_at(mc_queue_handle *q, mc_queue_place place)
+    int mc_queue_begin_record(mc_queue_handle *q, mc_queue_cursor *c, uint64_t kind, uint64_t size)
+    int mc_queue_write(mc_queue_handle *q, mc_queue_cursor *c, const void *data, size_t size)
+    int mc_queue_next_record(mc_queue_handle *q, mc_queue_cursor *c, uint64_t *kind, uint64_t *size)
+    int mc_queue_read(mc_queue_handle *q, mc_queue_cursor *c, void *into, size_t size)
+    void mc_queue_give_back(mc_queue_handle *q, uint32_t first, uint32_t last)
+    mc_outcome mc_queue_sleep(mc_word *version, mc_word *awaited, uint32_t seen, mc_waiting *w, mc_spinner *spinner)
+
+cdef extern from *:
+    """
+    #define mc_queue_load32(word) atomic_load_explicit(word, memory_order_acquire)
+    #define mc_queue_store32(word, value) atomic_store(word, value)
+    #define mc_queue_load64(word) atomic_load_explicit(word, memory_order_acquire)
+    #define mc_queue_swap64(word, seen, value) atomic_compare_exchange_strong(word, seen, value)
+    #define mc_queue_bump(word) (void)atomic_fetch_add(word, 1)
+    """
+    uint32_t mc_queue_load32(mc_word *word) nogil
+    void mc_queue_store32(mc_word *word, uint32_t value) nogil
+    uint64_t mc_queue_load64(uint64_t *word) nogil
+    bint mc_queue_swap64(uint64_t *word, uint64_t *seen, uint64_t value) nogil
+    void mc_queue_bump(mc_word *word) nogil
+    int mc_wake(mc_word *word, int count) nogil
+
+DEF LARGE = 65536  # bytes whose copying is worth giving up the interpreter, about 5 us
+
+cdef enum:
+    PLAIN = 0
+    BYTES = 1
+    CODED = 2
+
+cdef int64_t PATIENCE_NS = 100000000  # of who will not wait, for a lock that is held while a record is copied
+cdef int EVERYBODY = 0x7fffffff
+
+
+cdef int64_t deadline_of(bint block, object timeout) except -1:
+    """Absolute, in ns; 0 is not to wait at all."""
+    cdef double seconds
+    if not block:
+        return 0
+    if timeout is None:
+        return MC_NEVER
+    seconds = timeout
+    if seconds != seconds:
+        raise ValueError("a timeout is a number of seconds, not nan")
+    if seconds <= 0:
+        return 0
+    if seconds >= 9.0e9:
+        return MC_NEVER
+    return mc_now_ns() + <int64_t>(seconds * 1e9)
+
+
+cdef object system_error(int error, str what):
+    return OSError(error, f"{what}: {_os.strerror(error)}")
+
+
+@cython.no_gc_clear
+cdef class RecordQueue:
+    """A queue over a descriptor, which it takes over."""
+
+    cdef mc_queue_handle handle
+    cdef object __weakref__
+    cdef readonly bint closed  # by this object's owner; says nothing about other processes
+    cdef object shut_down_error
+
+    def __cinit__(self, *args, **kwargs):
+        self.handle.fd = -1
+
+    def _open(self, int fd, object most, object shut_down_error):
+        """Begin a new queue of at most `most` items (0: unbounded) in the empty file, or, with None, use what is there."""
+        cdef int error
+        if self.handle.shared is not NULL:
+            raise RuntimeError("this queue has its memory already")
+        error = mc_queue_open(&self.handle, fd, -1 if most is None else most)
+        if error:
+            raise system_error(error, "cannot map a queue")
+        self.shut_down_error = shut_down_error
+
+    def __dealloc__(self):
+        mc_queue_close(&self.handle)
+        if self.handle.fd >= 0:
+            close(self.handle.fd)
+
+    # What values become. Replaced by subclasses.
+
+    def _encode(self, value):
+        """The pieces of a value, the first of which is bytes that say how to join them."""
+        return [_dumps(value, 5)]
+
+    def _decode(self, data, buffers):
+        """The value of pieces."""
+        return _loads(data)
+
+    cdef tuple encode(self, object value):
+        if type(value) is bytes:
+            return BYTES, value
+        if mc_is_plain(value):
+            return PLAIN, _dumps(value, 5)
+        return CODED, self._encode(value)
+
+    cdef object decode(self, tuple record):
+        cdef int kind = record[0]
+        if kind == BYTES:
+            return record[1]
+        if kind == PLAIN:
+            return _loads(record[1])
+        return self._decode(record[1], record[2])
+
+    # Locks and waits
+
+    cdef bint lock(self, mc_lock *lock, int64_t deadline_ns) except -1:
+        cdef uint64_t me = mc_self()
+        cdef mc_waiting waiting
+        cdef mc_outcome outcome
+        if mc_lock_try(lock, me) or mc_lock_short_spin(lock, me):
+            return True
+        mc_waiting_begin(&waiting, deadline_ns if deadline_ns else mc_now_ns() + PATIENCE_NS)
+        try:
+            while True:
+                with nogil:
+                    outcome = mc_lock_wait(lock, me, &waiting, &self.handle.spinner)
+                if outcome != MC_AGAIN:
+                    return outcome != MC_TIMED_OUT
+                PyErr_CheckSignals()
+        finally:
+            mc_lock_left(lock, &waiting)
+
+    cdef bint sleep(self, mc_word *version, mc_word *awaited, uint32_t seen, mc_waiting *waiting) except -1:
+        """False when the deadline has passed."""
+        cdef mc_outcome outcome
+        with nogil:
+            outcome = mc_queue_sleep(version, awaited, seen, waiting, &self.handle.spinner)
+        if outcome == MC_TIMED_OUT:
+            return False
+        if outcome == MC_AGAIN:
+            PyErr_CheckSignals()
+        return True
+
+    # Writing
+
+    cdef int copy_in(self, mc_queue_cursor *cursor, object piece) except -1:
+        cdef Py_buffer view
+        cdef int error
+        PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
+        try:
+            if view.len >= LARGE:
+                with nogil:
+                    error = mc_queue_write(&self.handle, cursor, view.buf, view.len)
+            else:
+                error = mc_queue_write(&self.handle, cursor, view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+        if error:
+            raise system_error(error, "the queue cannot grow")
+        return 0
+
+    cdef int write(self, mc_queue_cursor *cursor, tuple record) except -1:
+        cdef int kind = record[0]
+        cdef int error
+        cdef uint64_t size, count
+        cdef list pieces
+        if kind != CODED:
+            error = mc_queue_begin_record(&self.handle, cursor, kind, PyBytes_GET_SIZE(record[1]))
+            if error:
+                raise system_error(error, "the queue cannot grow")
+            return self.copy_in(cursor, record[1])
+        pieces = record[1]
+        count = len(pieces)
+        error = mc_queue_begin_record(&self.handle, cursor, CODED, count)
+        for piece in pieces:
+            size = len(piece)
+            if not error:
+                error = mc_queue_write(&self.handle, cursor, &size, sizeof(size))
+        if error:
+            raise system_error(error, "the queue cannot grow")
+        for piece in pieces:
+            self.copy_in(cursor, piece)
+        return 0
+
+    cdef Py_ssize_t put_records(self, list records, Py_ssize_t first, int64_t deadline_ns) except -1:
+        """Puts as many as there is room for, one at least; how many. 0 when the time is up."""
+        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue_place place
+        cdef mc_queue_cursor cursor
+        cdef mc_waiting waiting
+        cdef uint32_t seen
+        cdef Py_ssize_t many = len(records) - first, done
+        cdef uint64_t room
+        if s is NULL:
+            raise RuntimeError("this queue has no memory")
+        mc_waiting_begin(&waiting, deadline_ns)
+        try:
+            while True:
+                seen = mc_queue_load32(&s.head.version)
+                if mc_queue_load32(&s.closed):
+                    raise self.shut_down_error
+                if not mc_queue_has_room(s):
+                    if deadline_ns == 0 or not self.sleep(&s.head.version, &s.room_awaited, seen, &waiting):
+                        return 0
+                    continue
+                if not self.lock(&s.writers, deadline_ns):
+                    return 0
+                try:
+                    if mc_queue_load32(&s.closed):
+                        raise self.shut_down_error
+                    place = mc_queue_look(&s.tail)
+                    if s.most:
+                        room = s.most - (place.count - mc_queue_look(&s.head).count)
+                        if room == 0:
+                            continue
+                        if <uint64_t>many > room:
+                            many = room
+                    cursor = mc_queue_cursor_at(&self.handle, place)
+                    for done in range(many):
+                        self.write(&cursor, records[first + done])
+                    mc_queue_publish(&s.tail, cursor, place.count + many)
+                finally:
+                    mc_lock_release(&s.writers)
+                mc_queue_wake(&s.tail.version, &s.items_awaited, many if many < EVERYBODY else EVERYBODY)
+                return many
+        finally:
+            if waiting.slept:
+                mc_queue_store32(&s.room_awaited, 1)
+                if mc_queue_has_room(s):
+                    mc_queue_wake(&s.head.version, &s.room_awaited, 1)
+
+    def put(self, obj, block=True, timeout=None):
+        """Put an item into the queue.
+
+        Args:
+            obj: The item. It is pickled here and now.
+            block: Wait for room in a bounded queue.
+            timeout: Seconds to wait at most, for everything; None is for ever.
+
+        Raises:
+            Full: There was no room in time.
+            TaskPicklingError: The item cannot be pickled; the message says which part.
+            ShutDown: The queue was shut down.
+            ValueError: This object was closed.
+            OSError: There is no memory for the item.
+        """
+        if self.closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        cdef int64_t deadline_ns = deadline_of(block, timeout)
+        if self.put_records([self.encode(obj)], 0, deadline_ns) == 0:
+            raise Full
+
+    def put_nowait(self, obj):
+        """`put(obj, block=False)`."""
+        return self.put(obj, False)
+
+    def put_many(self, items, block=True, timeout=None):
+        """Put several items, in order; one lock and one wake-up for all that there is room for.
+
+        Args:
+            items: An iterable; all of it is pickled before anything is put.
+            block: Wait for room.
+            timeout: Seconds to wait at most, for everything; None is for ever.
+
+        Returns:
+            How many were put; less than all when the time was up.
+        """
+        cdef list records = []
+        cdef Py_ssize_t done = 0, more
+        cdef int64_t deadline_ns = deadline_of(block, timeout)
+        if self.closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        for item in items:
+            records.append(self.encode(item))
+        while done < len(records):
+            more = self.put_records(records, done, deadline_ns)
+            if more == 0:
+                break
+            done += more
+        return done
+
+    # Reading
+
+    cdef object copy_out(self, mc_queue_cursor *cursor, uint64_t size, bint writable):
+        cdef int error
+        cdef char *into
+        if writable:
+            data = PyByteArray_FromStringAndSize(NULL, size)
+            into = PyByteArray_AS_STRING(data)
+        else:
+            data = PyBytes_FromStringAndSize(NULL, size)
+            into = PyBytes_AS_STRING(data)
+        if size >= LARGE:
+            with nogil:
+                error = mc_queue_read(&self.handle, cursor, into, size)
+        else:
+            error = mc_queue_read(&self.handle, cursor, into, size)
+        if error:
+            raise system_error(error, "the queue cannot be read")
+        return data
+
+    cdef tuple read(self, mc_queue_cursor *cursor):
+        cdef uint64_t kind, size, index
+        cdef list sizes
+        cdef int error = mc_queue_next_record(&self.handle, cursor, &kind, &size)
+        if error:
+            raise system_error(error, "the queue cannot be read")
+        if kind != CODED:
+            return kind, self.copy_out(cursor, size, False)
+        sizes = []
+        for index in range(size):
+            error = mc_queue_read(&self.handle, cursor, &kind, sizeof(kind))
+            if error:
+                raise system_error(error, "the queue cannot be read")
+            sizes.append(kind)
+        data = self.copy_out(cursor, sizes[0], False)
+        return CODED, data, [self.copy_out(cursor, each, True) for each in sizes[1:]]
+
+    cdef list get_records(self, Py_ssize_t most, int64_t deadline_ns):
+        """One record at least, as many as there are up to `most`; None when the time is up."""
+        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue_place head, tail
+        cdef mc_queue_cursor cursor
+        cdef mc_waiting waiting
+        cdef uint32_t seen, first
+        cdef uint64_t many, index
+        cdef list records
+        if s is NULL:
+            raise RuntimeError("this queue has no memory")
+        mc_waiting_begin(&waiting, deadline_ns)
+        try:
+            while True:
+                seen = mc_queue_load32(&s.tail.version)
+                if not mc_queue_has_items(s):
+                    if mc_queue_load32(&s.closed):
+                        raise self.shut_down_error
+                    if deadline_ns == 0 or not self.sleep(&s.tail.version, &s.items_awaited, seen, &waiting):
+                        return None
+                    continue
+                if not self.lock(&s.readers, deadline_ns):
+                    return None
+                try:
+                    head = mc_queue_look(&s.head)
+                    tail = mc_queue_look(&s.tail)
+                    many = tail.count - head.count
+                    if many == 0:
+                        continue
+                    if many > <uint64_t>most:
+                        many = most
+                    cursor = mc_queue_cursor_at(&self.handle, head)
+                    records = []
+                    for index in range(many):
+                        records.append(self.read(&cursor))
+                    mc_queue_publish(&s.head, cursor, head.count + many)
+                    mc_queue_give_back(&self.handle, head.block, cursor.block)
+                finally:
+                    mc_lock_release(&s.readers)
+                if s.most:
+                    mc_queue_wake(&s.head.version, &s.room_awaited, many if many < <uint64_t>EVERYBODY else EVERYBODY)
+                return records
+        finally:
+            if waiting.slept:
+                mc_queue_store32(&s.items_awaited, 1)
+                if mc_queue_has_items(s):
+                    mc_queue_wake(&s.tail.version, &s.items_awaited, 1)
+
+    def get(self, block=True, timeout=None):
+        """Take the item that was put first.
+
+        Args:
+            block: Wait for an item.
+            timeout: Seconds to wait at most, for everything; None is for ever.
+
+        Raises:
+            Empty: There was no item in time.
+            ShutDown: The queue is empty, and was shut down.
+            ValueError: This object was closed.
+        """
+        if self.closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        cdef list records = self.get_records(1, deadline_of(block, timeout))
+        if records is None:
+            raise Empty
+        return self.decode(<tuple>records[0])
+
+    def get_nowait(self):
+        """`get(block=False)`."""
+        return self.get(False)
+
+    def get_many(self, max=None, timeout=None):
+        """Take what is there: waits for one item, and takes up to `max` that have arrived.
+
+        Args:
+            max: Items at most; None is all that are there.
+            timeout: Seconds to wait for the first at most; None is for ever.
+
+        Returns:
+            A list, with one item at least.
+
+        Raises:
+            Empty: There was no item in time.
+            ShutDown: The queue is empty, and was shut down.
+        """
+        cdef Py_ssize_t most = 0x7fffffffffffffff if max is None else max
+        if self.closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        if most < 1:
+            raise ValueError("max must be at least 1")
+        cdef list records = self.get_records(most, deadline_of(True, timeout))
+        if records is None:
+            raise Empty
+        return [self.decode(<tuple>record) for record in records]
+
+    # The rest
+
+    def qsize(self):
+        """The number of items, this moment."""
+        return mc_queue_size(self.handle.shared)
+
+    def empty(self):
+        """Whether there is no item, this moment."""
+        return not mc_queue_has_items(self.handle.shared)
+
+    def full(self):
+        """Whether there is no room, this moment."""
+        return not mc_queue_has_room(self.handle.shared)
+
+    @property
+    def _maxsize(self):
+        return self.handle.shared.most
+
+    @property
+    def _fd(self):
+        return self.handle.fd
+
+    def _memory_bytes(self):
+        """Bytes that the queue's file has, for all processes together."""
+        return self.handle.shared.allocated * <uint64_t>MC_QUEUE_BLOCK
+
+    def _close(self):
+        self.closed = True
+
+    def shutdown(self, immediate=False):
+        """No more items: `put` raises ShutDown at once, `get` when the queue is empty. For all processes.
+
+        Args:
+            immediate: Discard what is in the queue.
+        """
+        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue_place head, tail
+        cdef mc_queue_cursor cursor
+        cdef uint64_t done
+        mc_queue_store32(&s.closed, 1)
+        self.lock(&s.writers, MC_NEVER)  # whoever was putting has put
+        mc_lock_release(&s.writers)
+        if immediate:
+            self.lock(&s.readers, MC_NEVER)
+            try:
+                head = mc_queue_look(&s.head)
+                tail = mc_queue_look(&s.tail)
+                cursor = mc_queue_cursor_at(&self.handle, tail)
+                mc_queue_publish(&s.head, cursor, tail.count)
+                mc_queue_give_back(&self.handle, head.block, cursor.block)
+            finally:
+                mc_lock_release(&s.readers)
+            done = mc_queue_load64(&s.done)
+            while not mc_queue_swap64(&s.done, &done, tail.count):
+                pass
+            mc_queue_bump(&s.joined)
+            mc_wake(&s.joined, EVERYBODY)
+        mc_wake(&s.tail.version, EVERYBODY)
+        mc_wake(&s.head.version, EVERYBODY)
+
+    def task_done(self):
+        """Say that an item that was taken has been dealt with.
+
+        Raises:
+            ValueError: There are no more items than were dealt with.
+        """
+        cdef mc_queue *s = self.handle.shared
+        cdef uint64_t done = mc_queue_load64(&s.done)
+        while True:
+            if done >= mc_queue_look(&s.tail).count:
+                raise ValueError("task_done() called too many times")
+            if mc_queue_swap64(&s.done, &done, done + 1):
+                break
+        if done + 1 == mc_queue_look(&s.tail).count:
+            mc_queue_bump(&s.joined)
+            mc_wake(&s.joined, EVERYBODY)
+
+    def join(self):
+        """Wait until every item that was put has been dealt with (`task_done`)."""
+        cdef mc_queue *s = self.handle.shared
+        cdef mc_waiting waiting
+        cdef uint32_t seen, unused
+        mc_waiting_begin(&waiting, MC_NEVER)
+        while True:
+            seen = mc_queue_load32(&s.joined)
+            if mc_queue_load64(&s.done) >= mc_queue_look(&s.tail).count:
+                return
+            self.sleep(&s.joined, <mc_word *>&unused, seen, &waiting)
