@@ -107,6 +107,7 @@ class RemoteTraceback(Exception):
     def __init__(self, text: str = "") -> None:
         super().__init__(text)
         self.text = text
+        self.tb = text  # multiprocessing.pool's name for it
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'

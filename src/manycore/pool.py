@@ -22,7 +22,7 @@ from manycore import _launch
 from manycore._engine.local import Engine, Settings, Stats
 from manycore._engine.mapping import BackgroundRun, Failure, MapOptions, MapRun, Outcome
 from manycore._engine.results import AsyncResult, Callbacks, IMapIterator, MapResult, OnError, gather, outcomes
-from manycore.errors import PoolClosed
+from manycore.errors import PoolClosed, RemoteTraceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +37,7 @@ __all__ = [
     "MapResult",
     "Outcome",
     "Pool",
+    "RemoteTraceback",
     "Stats",
     "ThreadPool",
     "imap",
