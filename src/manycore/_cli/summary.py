@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import resource
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from manycore._cli.task import TaskFailed
 from manycore._observe.progress import format_duration
 
 if TYPE_CHECKING:
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Failure", "Tally", "failure_of", "shorten"]
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_FRAME = re.compile(r'  File "(?P<path>[^"]*)", line ')
 _WAITED_MUCH = 0.5  # of the tasks' time: from here on more workers than cores would help
 _SHORTEST_JUDGED_S = 0.5  # of all tasks together: below, their share says nothing
 _SHORTEST_TASK_S = 2e-3  # on average: shorter ones wait for a core, and not for a file or a network
@@ -46,23 +43,9 @@ class Failure:
 
 def failure_of(error: BaseException) -> Failure:
     """Describe what a task raised, or what became of it."""
-    text = getattr(error.__cause__, "text", "")
-    return Failure(type(error).__name__, str(error), _without_our_frames(text) if isinstance(text, str) else "")
-
-
-def _without_our_frames(text: str) -> str:
-    """A traceback's text without the frames of this package: the user's function begins below them."""
-    kept = []
-    ours = False
-    for line in text.splitlines():
-        frame = _FRAME.match(line)
-        if frame is not None:
-            ours = frame["path"].startswith(_PACKAGE)
-        elif not line.startswith("    "):
-            ours = False
-        if not ours:
-            kept.append(line)
-    return "\n".join(kept).strip()
+    if isinstance(error, TaskFailed):
+        return Failure(error.kind, error.reason, error.traceback)
+    return Failure(type(error).__name__, str(error))
 
 
 def shorten(item: object, width: int = 60) -> str:

@@ -23,10 +23,10 @@ import traceback
 from typing import TYPE_CHECKING
 
 from manycore._cli.exits import CommandError
-from manycore._cli.task import Target, load_module
+from manycore._cli.task import Target, load_module, own_frames
 
 if TYPE_CHECKING:
-    from types import FrameType, ModuleType, TracebackType
+    from types import ModuleType
 
 __all__ = ["import_or_explain", "resolve"]
 
@@ -136,27 +136,13 @@ def _import(target: Target, place: str) -> ModuleType:
 
 def _failed(place: str, error: BaseException) -> CommandError:
     """The error that tells of a module which cannot be imported: its own traceback, once, and one line."""
-    exception = traceback.TracebackException(type(error), error, _own_frames(error.__traceback__))
+    exception = traceback.TracebackException(type(error), error, own_frames(error.__traceback__))
     hint = ""
     if "attempted relative import with no known parent" in str(error):
         hint = "; name it as a module of its package, 'package.module:name'"
     reason = str(error).partition("\n")[0]
     message = f"cannot import {place}: {type(error).__name__}{': ' if reason else ''}{reason}{hint}"
     return CommandError(message, detail="".join(exception.format()))
-
-
-def _own_frames(trace: TracebackType | None) -> TracebackType | None:
-    """The part of a traceback that begins in the user's code: what brought us there is ours and importlib's."""
-    while trace is not None and _is_machinery(trace.tb_frame):
-        trace = trace.tb_next
-    return trace
-
-
-def _is_machinery(frame: FrameType) -> bool:
-    name = frame.f_globals.get("__name__", "")
-    return name.partition(".")[0] in {"manycore", "importlib"} or frame.f_code.co_filename.startswith(
-        "<frozen importlib"
-    )
 
 
 def _quoted(names: list[str]) -> str:

@@ -28,9 +28,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import ModuleType
+    from types import FrameType, ModuleType, TracebackType
 
-__all__ = ["HEAD", "BadItem", "Done", "Target", "Task", "encode", "load_module", "parse", "settle"]
+__all__ = [
+    "HEAD",
+    "BadItem",
+    "Done",
+    "Target",
+    "Task",
+    "TaskFailed",
+    "encode",
+    "load_module",
+    "own_frames",
+    "parse",
+    "settle",
+]
 
 HEAD = Struct("<d?")  # of a packed `Done`: cpu_seconds, and whether the rest is its text
 _DEEPEST = 200  # levels that the search for what JSON cannot hold goes down
@@ -88,6 +100,48 @@ class Done(NamedTuple):
         return cls(None, cpu_seconds, kind, reason)
 
 
+class TaskFailed(Exception):
+    """Why a task has no result, as text: whatever the function raised, this can be sent to the parent.
+
+    Attributes:
+        kind: The name of the error's class.
+        reason: Its text.
+        traceback: Its traceback from the user's code on.
+    """
+
+    def __init__(self, kind: str, reason: str, traceback: str) -> None:
+        super().__init__(kind, reason, traceback)
+        self.kind = kind
+        self.reason = reason
+        self.traceback = traceback
+
+    @classmethod
+    def from_error(cls, error: BaseException) -> TaskFailed:
+        """Put an error into words."""
+        from traceback import TracebackException
+
+        described = TracebackException(type(error), error, own_frames(error.__traceback__))
+        try:
+            reason = str(error)
+        except Exception:
+            reason = "(its text cannot be had)"
+        return cls(type(error).__name__, reason, "".join(described.format()).rstrip())
+
+
+def own_frames(trace: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback that begins in the user's code: what brought us there is ours and importlib's."""
+    while trace is not None and _is_machinery(trace.tb_frame):
+        trace = trace.tb_next
+    return trace
+
+
+def _is_machinery(frame: FrameType) -> bool:
+    name = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] in {"manycore", "importlib"} or frame.f_code.co_filename.startswith(
+        "<frozen importlib"
+    )
+
+
 def load_module(target: Target) -> ModuleType:
     """Import the module of a target; from its file where it cannot be imported by name."""
     if target.path is None:
@@ -131,13 +185,13 @@ class Task:
     def __call__(self, item: Any) -> bytes:
         """Run the function on one item; give back a packed `Done`.
 
-        What is wrong with the item itself or with the result's JSON comes back in `Done`, and what the function
-        raises is raised: only that is tried again where retries were asked for.
+        What is wrong with the item itself or with the result's JSON comes back in `Done`, and only what the function
+        raises is raised: that alone is tried again where retries were asked for.
+
+        Raises:
+            TaskFailed: The function raised, or could not be imported here.
         """
         before = time.process_time()
-        function = self._function
-        if function is None:
-            function = self._function = self._load()
         if type(item) is BadItem:
             return Done(None, 0.0, "InputError", item.reason).pack()
         if self._is_json:
@@ -145,11 +199,17 @@ class Task:
                 value = parse(item)
             except (ValueError, RecursionError) as error:
                 return Done(None, time.process_time() - before, "InputError", f"not JSON: {_brief(error)}").pack()
-            result = function(value)
             shown = item
         else:
-            result = function(item)
+            value = item
             shown = encode(item)
+        try:
+            function = self._function
+            if function is None:
+                function = self._function = self._load()
+            result = function(value)
+        except BaseException as error:  # SystemExit and KeyboardInterrupt too: it is the task that ends
+            raise TaskFailed.from_error(error) from None
         try:
             text = f'"item": {shown}, "result": {encode(result)}}}\n'
         except (TypeError, ValueError, RecursionError) as error:

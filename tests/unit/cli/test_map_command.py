@@ -29,6 +29,10 @@ def talk(text):
     return sys.stdin.read()
 def opaque(text): return {"model": [object()]}
 def leave(text): sys.exit(3)
+class Odd(Exception):
+    def __init__(self, a, b): super().__init__(a)
+def oddly(text): raise Odd(1, object())
+def grumble(text, more): pass
 def stop(text): raise KeyboardInterrupt
 def vanish(text): os._exit(5)
 def nap(text):
@@ -167,6 +171,8 @@ def test_stop_ends_at_the_first_failure_and_keeps_what_was_finished() -> None:
     [
         ("opaque", "NotJSON", "the result['model'][0] is of type object, which JSON cannot hold"),
         ("leave", "SystemExit", "3"),
+        ("oddly", "Odd", "1"),
+        ("grumble", "TypeError", "missing 1 required positional argument: 'more'"),
         ("stop", "KeyboardInterrupt", ""),
         ("vanish", "WorkerDied", "exit code 5"),
     ],
