@@ -1,0 +1,233 @@
+# Included by ring.pyx: the result ring, c/result_ring.h, and the loop that fills it.
+
+
+class BrokenRing(Exception):
+    """The bytes of a result ring are not what a worker's runtime writes."""
+
+
+cdef class ResultRing:
+    """Records of bytes from one worker to the parent.
+
+    Args:
+        buffer: Writable shared memory.
+        create: Make an empty ring that fills the memory; otherwise use the one that is there.
+
+    Raises:
+        ValueError: The memory is too small, or holds no result ring of this version.
+    """
+
+    cdef mc_results *results
+    cdef object buffer
+    cdef TaskRing bell
+
+    def __cinit__(self, uint8_t[::1] buffer, bint create=False, TaskRing bell=None):
+        cdef uint64_t capacity = 4096
+        self.results = <mc_results *>&buffer[0]
+        self.bell = bell
+        if create:
+            if <size_t>buffer.shape[0] < sizeof(mc_results) + 4096:
+                raise ValueError(f"a result ring needs more than {buffer.shape[0]} bytes")
+            while capacity * 2 <= <uint64_t>buffer.shape[0] - sizeof(mc_results):
+                capacity *= 2
+            mc_results_init(self.results, capacity)
+        elif not mc_results_valid(self.results, buffer.shape[0]):
+            raise ValueError("this memory holds no result ring of this version of manycore")
+        self.buffer = buffer
+
+    cdef mc_record *reserve(self, uint32_t length) except NULL:
+        cdef uint32_t size = (<uint32_t>sizeof(mc_record) + length + 7) & ~<uint32_t>7
+        cdef mc_record *record = mc_reserve(self.results, size)
+        cdef int e
+        if size > self.results.capacity // 2:
+            raise ValueError(f"a record of {length} bytes does not fit the result ring")
+        while record == NULL:
+            if self.bell is not None:
+                mc_notify(self.bell.tasks, True)
+            with nogil:
+                e = mc_wait_room(self.results, size)
+            if e == EINTR:
+                PyErr_CheckSignals()
+            record = mc_reserve(self.results, size)
+        record.size = size
+        record.length = length
+        return record
+
+    cdef int write(self, uint64_t task, uint64_t item, uint8_t status, uint8_t kind, uint16_t flags, int64_t took_ns,
+                   const void *payload, uint32_t length) except -1:
+        cdef mc_record *record = self.reserve(length)
+        record.status = status
+        record.kind = kind
+        record.flags = flags
+        record.task = task
+        record.item = item
+        record.took_ns = took_ns
+        memcpy(<uint8_t *>record + sizeof(mc_record), payload, length)
+        mc_commit(self.results, record.size)
+        return 0
+
+    def put(self, uint64_t task, uint64_t item, uint8_t status, int64_t took_ns, bytes payload, uint16_t flags=0):
+        """Append a record; a payload longer than FRAGMENT_BYTES goes in several. Waits while the ring is full."""
+        cdef const char *at = PyBytes_AS_STRING(payload)
+        cdef Py_ssize_t left = PyBytes_GET_SIZE(payload)
+        cdef Py_ssize_t most = FRAGMENT_BYTES
+        while left > most:
+            self.write(task, item, status, KIND_PICKLE, flags | MORE, took_ns, at, <uint32_t>most)
+            at += most
+            left -= most
+        self.write(task, item, status, KIND_PICKLE, flags, took_ns, at, <uint32_t>left)
+
+    cpdef bint put_plain(self, uint64_t task, uint64_t item, int64_t took_ns, object value) except -1:
+        """Append a result that needs no pickling (None, bool, int, float, short str or bytes); False for any other."""
+        cdef int64_t number
+        cdef double real
+        cdef int overflow = 0
+        cdef const char *text
+        cdef Py_ssize_t length
+        kind = type(value)
+        if value is None:
+            self.write(task, item, 0, KIND_NONE, 0, took_ns, NULL, 0)
+        elif kind is int:
+            number = PyLong_AsLongLongAndOverflow(value, &overflow)
+            if overflow:
+                return False
+            self.write(task, item, 0, KIND_INT, 0, took_ns, &number, 8)
+        elif kind is float:
+            real = PyFloat_AS_DOUBLE(value)
+            self.write(task, item, 0, KIND_FLOAT, 0, took_ns, &real, 8)
+        elif value is True:
+            self.write(task, item, 0, KIND_TRUE, 0, took_ns, NULL, 0)
+        elif value is False:
+            self.write(task, item, 0, KIND_FALSE, 0, took_ns, NULL, 0)
+        elif kind is str:
+            if len(value) > 4096:
+                return False
+            try:
+                text = PyUnicode_AsUTF8AndSize(value, &length)
+            except UnicodeEncodeError:  # lone surrogates
+                return False
+            self.write(task, item, 0, KIND_STR, 0, took_ns, text, <uint32_t>length)
+        elif kind is bytes and PyBytes_GET_SIZE(value) <= 16384:
+            self.write(task, item, 0, KIND_BYTES, 0, took_ns, PyBytes_AS_STRING(value), <uint32_t>PyBytes_GET_SIZE(value))
+        else:
+            return False
+        return True
+
+    def run(self, TaskRing tasks, unsigned worker, uint64_t task, Py_ssize_t first, function, list items, bint star,
+            raised, pickled):
+        """Run a chunk: begin, call, and put each item from `first` on.
+
+        Args:
+            tasks: Whose page of this worker names the item at each moment.
+            worker: The worker's index.
+            task: The chunk's task.
+            first: The first item to run.
+            function: Called with an item, or with `star` with the items of the item.
+            items: The chunk.
+            star: See above.
+            raised: Called with (task, item, took_ns, error) for an item that raised; puts its record.
+            pickled: Called with (task, item, took_ns, result) for a result that is not plain; puts its record.
+
+        Returns:
+            The time since the chunk began, in ns.
+        """
+        cdef mc_page *page = tasks.page(worker)
+        cdef Py_ssize_t item, count = len(items)
+        cdef int64_t begun = mc_now_ns(), started = begun, now
+        MC_STORE(page.started_ns, started)
+        MC_STORE(page.item, <uint64_t>first)
+        for item in range(first, count):
+            try:
+                result = function(*items[item]) if star else function(items[item])
+            except BaseException as error:  # also SystemExit: it is the item that ends, not the worker
+                now = mc_now_ns()
+                raised(task, item, now - started, error)
+            else:
+                now = mc_now_ns()
+                if not self.put_plain(task, item, now - started, result):
+                    pickled(task, item, now - started, result)
+                    now = mc_now_ns()
+            started = now
+            MC_STORE(page.started_ns, now)
+            MC_STORE(page.item, <uint64_t>(item + 1))
+            if now - tasks.notified_ns > NOTIFY_NS:
+                tasks.notify()
+        return mc_now_ns() - begun
+
+    def used(self):
+        """Bytes that wait for the parent."""
+        return mc_results_used(self.results)
+
+    def crowded(self):
+        """Whether the ring is more than half full, so that the parent should come soon."""
+        return mc_results_used(self.results) > self.results.capacity // 2
+
+    def empty(self):
+        """Whether nothing waits."""
+        return mc_results_empty(self.results)
+
+    def take(self, list records, Py_ssize_t most=4096):
+        """Append what waits to `records`, at most `most` of it; returns how many records were read.
+
+        An entry is (task, item, status, took_ns, plain, flags, value). Where `plain` is true, `value` is a list of the
+        results of this task's items from `item` on, which came one after the other, and took_ns is their sum; where
+        it is false, `value` is the bytes of one pickle, or of a part of it (flag MORE).
+
+        Raises:
+            BrokenRing: Something else than a worker's runtime has written into the ring.
+        """
+        cdef mc_record *record
+        cdef bint broken = False
+        cdef Py_ssize_t taken = 0
+        cdef uint32_t size, length
+        cdef const char *payload
+        cdef uint8_t kind
+        cdef list run = None
+        cdef uint64_t run_task = 0, run_first = 0, run_next = 0
+        cdef int64_t run_took = 0
+        while taken < most:
+            record = mc_peek(self.results, &broken)
+            if record == NULL:
+                break
+            size = record.size
+            length = record.length
+            kind = record.kind
+            payload = <const char *>record + sizeof(mc_record)
+            if kind > KIND_LAST or length > size - sizeof(mc_record) or (
+                (kind == KIND_INT or kind == KIND_FLOAT) and length != 8
+            ):
+                broken = True
+                break
+            if kind == KIND_PICKLE or kind == KIND_BYTES:
+                value = PyBytes_FromStringAndSize(payload, length)
+            elif kind == KIND_NONE:
+                value = None
+            elif kind == KIND_INT:
+                value = (<int64_t *>payload)[0]
+            elif kind == KIND_FLOAT:
+                value = (<double *>payload)[0]
+            elif kind == KIND_STR:
+                value = PyUnicode_DecodeUTF8(payload, length, NULL)
+            else:
+                value = kind == KIND_TRUE
+            if run is not None and (kind == KIND_PICKLE or record.task != run_task or record.item != run_next):
+                records.append((run_task, run_first, 0, run_took, True, 0, run))
+                run = None
+            if kind == KIND_PICKLE:
+                records.append((record.task, record.item, record.status, record.took_ns, False, record.flags, value))
+            elif run is None:
+                run = [value]
+                run_task = record.task
+                run_first = record.item
+                run_next = record.item + 1
+                run_took = record.took_ns
+            else:
+                run.append(value)
+                run_next += 1
+                run_took += record.took_ns
+            mc_take(self.results, size)
+            taken += 1
+        if run is not None:
+            records.append((run_task, run_first, 0, run_took, True, 0, run))
+        if broken:
+            raise BrokenRing("a record of a result ring cannot be: its worker's memory is damaged")
+        return taken

@@ -1,0 +1,212 @@
+# Included by ring.pyx: the task ring's side of c/task_ring.h.
+
+
+cdef class TaskRing:
+    """One process publishes tasks, many workers claim them; the bell tells the publisher of results.
+
+    Args:
+        buffer: Writable shared memory of at least `TaskRing.nbytes(slots)` bytes.
+        slots: How many tasks can be published at once, to create the ring; 0 to use one that exists.
+
+    Raises:
+        ValueError: The memory is too small, or holds no task ring of this version.
+
+    Process-safety: publish, kick, withdraw, repair and the bell belong to one process, under a lock of its own;
+    claim, begin, wait and notify to the workers. If a process dies: see c/task_ring.h.
+    """
+
+    cdef mc_tasks *tasks
+    cdef mc_slot *slot
+    cdef mc_spinner spinner
+    cdef mc_spinner fg_spinner
+    cdef int64_t notified_ns
+    cdef object buffer
+    cdef const uint8_t[::1] view
+
+    def __cinit__(self, uint8_t[::1] buffer, uint32_t slots=0):
+        self.tasks = <mc_tasks *>&buffer[0]
+        if slots:
+            if mc_tasks_bytes(slots) > <size_t>buffer.shape[0]:
+                raise ValueError(f"a task ring of {slots} slots needs {mc_tasks_bytes(slots)} bytes, not {buffer.shape[0]}")
+            mc_tasks_init(self.tasks, slots)
+        elif not mc_tasks_valid(self.tasks, buffer.shape[0]):
+            raise ValueError("this memory holds no task ring of this version of manycore")
+        self.buffer = buffer
+
+    @staticmethod
+    def nbytes(uint32_t slots):
+        """The bytes that a ring of `slots` slots takes."""
+        return mc_tasks_bytes(slots)
+
+    cdef mc_page *page(self, unsigned worker) except NULL:
+        if worker >= MC_WORKERS_MAX:
+            raise ValueError(f"worker {worker} is not below {MC_WORKERS_MAX}")
+        return &self.tasks.pages[worker]
+
+    # the parent
+
+    def publish(self, uint64_t task, uint32_t function, uint32_t flags, bytes head, bytes payload):
+        """Publish a task, its frame being `head + payload`, and wake a worker.
+
+        Returns:
+            Its ticket, or -1 when the ring is full.
+        """
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(payload)
+        if length > MC_SLOT_PAYLOAD:
+            raise ValueError(f"a task's frame is {length} bytes, more than the {MC_SLOT_PAYLOAD} of a slot")
+        cdef int64_t ticket = mc_publish(
+            self.tasks, task, function, flags, PyBytes_AS_STRING(head), <uint32_t>PyBytes_GET_SIZE(head),
+            PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload),
+        )
+        if ticket >= 0:
+            mc_kick(self.tasks)
+        return ticket
+
+    def holds(self, uint64_t ticket):
+        """Whether a published task is still in its slot: not claimed, or being copied by the worker that claimed it."""
+        return mc_holds(self.tasks, ticket)
+
+    def ready(self):
+        """Tasks that are published and not claimed."""
+        return mc_ready(self.tasks)
+
+    def kick(self):
+        """Wake a worker if a task is ready; after a death, since the dead may have taken a wake-up along."""
+        if mc_ready(self.tasks):
+            mc_wake_one(self.tasks)
+
+    def withdraw(self, uint64_t ticket):
+        """Take a published task back; False when a worker has claimed it."""
+        return mc_withdraw(self.tasks, ticket)
+
+    def repair(self, unsigned worker):
+        """Free what the dead worker claimed and never began; returns the ids of these tasks."""
+        self.page(worker)
+        cdef uint64_t[64] tasks
+        cdef uint32_t found = mc_repair(self.tasks, worker, tasks, 64)
+        return [tasks[i] for i in range(min(found, 64))]
+
+    def reset(self, unsigned worker):
+        """Clear the page of a worker that is gone, for its successor."""
+        cdef mc_page *page = self.page(worker)
+        MC_STORE(page.asleep, 0)
+        MC_STORE(page.stop, 0)
+        MC_STORE(page.task, 0)
+        MC_STORE(page.item, 0)
+        MC_STORE(page.started_ns, 0)
+        MC_STORE(page.items_done, 0)
+        MC_STORE(page.busy_ns, 0)
+
+    def stop(self, unsigned worker):
+        """Tell a worker to leave when no task is ready."""
+        MC_STORE(self.page(worker).stop, 1)
+        mc_wake_worker(self.tasks, worker)
+
+    def status(self, unsigned worker):
+        """What a worker does: (task or 0, item, started_ns, items_done, busy_ns)."""
+        cdef mc_page *page = self.page(worker)
+        return (MC_LOAD(page.task), MC_LOAD(page.item), <int64_t>MC_LOAD(page.started_ns), MC_LOAD(page.items_done),
+                <int64_t>MC_LOAD(page.busy_ns))
+
+    # the bell
+
+    def alarms(self):
+        """How many alarms there were; ask before looking for what they tell of, and hand it to the wait after."""
+        return MC_LOAD(self.tasks.alarms)
+
+    def wait(self, list rings, uint64_t alarms, object deadline_ns=None):
+        """As the thread that entered: wait for a result in `rings`, an alarm after `alarms`, or the deadline (False)."""
+        cdef int64_t deadline = deadline_of(deadline_ns)
+        cdef Rings waiting = Rings(rings)
+        cdef int e = 0
+        cdef int64_t since_ns
+        cdef mc_tasks *tasks = self.tasks
+        with nogil:
+            if not mc_spin(&self.fg_spinner, rings_ready, <void *>waiting.pointers):
+                MC_STORE(tasks.fg, 2)
+                if not rings_ready(<void *>waiting.pointers) and MC_LOAD(tasks.alarms) == alarms:
+                    if mc_ready(tasks):
+                        mc_wake_one(tasks)
+                    since_ns = mc_now_ns()
+                    e = mc_wait(&tasks.fg, 2, deadline)
+                    mc_slept(&self.fg_spinner, since_ns)
+                MC_STORE(tasks.fg, 1)
+        if e == EINTR:
+            PyErr_CheckSignals()
+        return e != ETIMEDOUT
+
+    def wait_background(self, list rings, uint64_t alarms, object deadline_ns=None):
+        """As the collector thread: sleep until a result is there and nobody else collects, an alarm, or the deadline."""
+        cdef int64_t deadline = deadline_of(deadline_ns)
+        cdef Rings waiting = Rings(rings)
+        cdef mc_tasks *tasks = self.tasks
+        cdef int e = 0
+        with nogil:
+            MC_STORE(tasks.bg, 1)
+            if (MC_LOAD(tasks.fg) != 0 or not rings_ready(<void *>waiting.pointers)) and MC_LOAD(tasks.alarms) == alarms:
+                e = mc_wait(&tasks.bg, 1, deadline)
+            MC_STORE(tasks.bg, 0)
+        return e != ETIMEDOUT
+
+    def alarm(self):
+        """Wake whoever waits for results: something else has happened."""
+        mc_alarm(self.tasks)
+
+    # a worker
+
+    def claim(self, unsigned worker):
+        """Claim a task: (task, function, flags, payload), or None when none is ready.
+
+        From here on the worker's page says that the task's code may have begun.
+        """
+        cdef mc_page *page = self.page(worker)
+        cdef mc_slot *slot = mc_claim(self.tasks, worker)
+        if slot == NULL:
+            return None
+        cdef uint32_t length = slot.length
+        if length > <uint32_t>MC_SLOT_PAYLOAD:
+            raise ValueError(f"the task ring is damaged: a payload of {length} bytes")
+        claimed = (slot.task, slot.function, slot.flags, PyBytes_FromStringAndSize(<char *>slot.payload, length))
+        MC_STORE(page.item, <uint64_t>0xffffffffffffffff)  # DECODING
+        MC_STORE(page.started_ns, mc_now_ns())
+        MC_STORE(page.task, slot.task)
+        mc_free(slot)
+        return claimed
+
+    def begin(self, unsigned worker, uint64_t item):
+        """The code of this item of the claimed task begins; returns now, in ns."""
+        cdef mc_page *page = &self.tasks.pages[worker & (MC_WORKERS_MAX - 1)]
+        cdef int64_t now = mc_now_ns()
+        MC_STORE(page.started_ns, now)
+        MC_STORE(page.item, item)
+        return now
+
+    def done(self, unsigned worker, int64_t took_ns, uint64_t items):
+        """The claimed task is over and its results are in the result ring."""
+        cdef mc_page *page = &self.tasks.pages[worker & (MC_WORKERS_MAX - 1)]
+        MC_STORE(page.items_done, MC_LOAD(page.items_done) + items)
+        MC_STORE(page.busy_ns, <int64_t>MC_LOAD(page.busy_ns) + took_ns)
+        MC_STORE(page.task, 0)
+
+    def wait_task(self, unsigned worker, object deadline_ns=None):
+        """Wait until a task may be ready or `stop` is set; False at the deadline."""
+        cdef int64_t deadline = deadline_of(deadline_ns)
+        cdef int e
+        self.page(worker)
+        with nogil:
+            e = mc_worker_wait(self.tasks, worker, &self.spinner, deadline)
+        if e == EINTR:
+            PyErr_CheckSignals()
+        return e != ETIMEDOUT
+
+    def stopped(self, unsigned worker):
+        """Whether the parent wants this worker to leave."""
+        return MC_LOAD(self.page(worker).stop) != 0
+
+    def notify(self):
+        """Results were put: tell a thread that waits for one; the collector thread at most once a millisecond."""
+        cdef int64_t now = mc_now_ns()
+        cdef bint urgent = now - self.notified_ns > NOTIFY_NS
+        if urgent:
+            self.notified_ns = now
+        mc_notify(self.tasks, urgent)
