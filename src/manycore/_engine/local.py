@@ -95,6 +95,7 @@ class Engine:
         self._spool = Spool()
         self.functions = FunctionTable(self._spool)
         self._arena = Arena(default_budget(settings.workers + 1), "manycore-arguments")
+        self._tending = False  # whether the collector gives the arena's memory back when nothing is put any more
         fds = (self._segment.fd, self._spool.fd, self._arena.fd)
         self._workforce = Workforce(settings, self.name, self._tasks, fds)
         self._collector: threading.Thread | None = None
@@ -179,6 +180,9 @@ class Engine:
         nbytes = len(payload) + sum(buffer.nbytes for buffer in buffers)
         try:
             manifest = Manifest(self._arena, payload, buffers)
+            if not self._tending:
+                self._tending = True
+                self._tasks.alarm()
         except (ArenaFull, OSError):
             if buffers:
                 payload = codec.dumps(value, roots=roots)
@@ -303,7 +307,7 @@ class Engine:
         tasks, turn = self._tasks, self._turn
         alarms = 0
         while not self._ended:
-            tasks.wait_background(self._workforce.rings, alarms, self._watch_deadlines())
+            tasks.wait_background(self._workforce.rings, alarms, self._look_again())
             alarms = tasks.alarms()
             if self._abandoned:
                 self.terminate()
@@ -499,6 +503,18 @@ class Engine:
         if self._watched_until is None or until_ns < self._watched_until:
             self._watched_until = until_ns
             self._tasks.alarm()
+
+    def _look_again(self) -> int | None:
+        """What the collector does before it sleeps; returns when to do it again (ns)."""
+        again = self._watch_deadlines()
+        if not self._tending:
+            return again
+        self._tending = False  # before the look: a put meanwhile sets it again
+        rest = self._arena.tend(now_ns())
+        if rest is None:
+            return again
+        self._tending = True
+        return rest if again is None else min(again, rest)
 
     def _watch_deadlines(self) -> int | None:
         """Kill what runs too long; returns when to look again (ns)."""

@@ -97,7 +97,7 @@ class _Worker:
             elif tasks.stopped(index):
                 return
             else:
-                wait_task(index)
+                wait_task(index, None if self.arena is None else self.arena.tend(now_ns()))
 
     def execute(self, task: int, _number: int, flags: int, frame: bytes) -> None:
         offset, length, first = frames.HEADER.unpack_from(frame)

@@ -54,6 +54,11 @@ _LEAST_FILE_BYTES = 1 << 30
 _RESERVE_SHARE = 4  # a quarter of the budget,
 _LEAST_RESERVE_BYTES = 64 << 20  # but at least this
 
+# An arena that nothing was put into for this long gives its idle memory back, but for enough to begin warm.
+_REST_NS = 1_000_000_000
+_LOOK_AGAIN_NS = 10_000_000_000  # while blocks are out
+_KEPT_AT_REST_BYTES = 4 << 20
+
 
 def default_budget(shares: int = 1) -> int:
     """Bytes that one of `shares` arenas may hold: together half of the memory that is left now, 64 MiB at least."""
@@ -102,6 +107,8 @@ class Arena(BlockArena):
     """
 
     fd: int
+    _tended = 0
+    _rest_ns: int | None = None
 
     def __new__(
         cls,
@@ -148,6 +155,23 @@ class Arena(BlockArena):
         """Give idle memory back to the system until at most `keep_bytes` of it are left. Wanted when idle."""
         _forget_ended_forks()
         super().trim(keep_bytes)
+
+    def tend(self, now_ns: int) -> int | None:
+        """Trim when nothing has been put for a second; to be called now and then by whoever waits for work.
+
+        Args:
+            now_ns: CLOCK_MONOTONIC.
+
+        Returns:
+            When to call again, on the same clock; None: not before something is put.
+        """
+        if self.puts != self._tended:
+            self._tended = self.puts
+            self._rest_ns = now_ns + _REST_NS
+        elif self._rest_ns is not None and now_ns >= self._rest_ns:
+            self.trim(_KEPT_AT_REST_BYTES)
+            self._rest_ns = now_ns + _LOOK_AGAIN_NS if self._figures()[0] else None  # what is out may come back
+        return self._rest_ns
 
     def stats(self) -> ArenaStats:
         """What it holds now."""

@@ -43,6 +43,7 @@ cdef extern from "allocator.h" nogil:
         mc_view view
         uint32_t regions
         uint64_t budget, reserve, resident, idle, grown, live
+        uint32_t generation
     ctypedef struct mc_fresh:
         mc_block *block
         uint64_t ref, cold, cold_end
@@ -344,6 +345,11 @@ cdef class BlockArena:
         if self._arena != NULL:
             mc_arena_close(self._arena)
             free(self._arena)
+
+    @property
+    def puts(self):
+        """Changes whenever a block is handed out."""
+        return self._arena.generation
 
     def _room(self, uint64_t size):
         """Raises OSError where the system has not `size` bytes more; overridden by who knows how to ask."""
