@@ -46,6 +46,7 @@ _HOMES = {
     "TimeoutError": "errors",
     "BufferTooShort": "errors",
     "AuthenticationError": "errors",
+    "Progress": "_observe.progress",
     "Certificate": "_launch",
     "cpu_count": "_launch",
     "Group": "group",

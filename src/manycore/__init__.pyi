@@ -3,6 +3,7 @@
 
 from manycore._launch import Certificate as Certificate
 from manycore._launch import cpu_count as cpu_count
+from manycore._observe.progress import Progress as Progress
 from manycore.context import Array as Array
 from manycore.context import Barrier as Barrier
 from manycore.context import Condition as Condition
@@ -104,6 +105,7 @@ __all__ = [
     "Process",
     "ProcessError",
     "ProcessPoolExecutor",
+    "Progress",
     "Queue",
     "RLock",
     "RawArray",

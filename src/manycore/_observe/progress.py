@@ -3,7 +3,7 @@
     the thread that collects results          the reporter's thread
     advance() ...................... counts ==> snapshot() -> the display, a few times a second
                                                  bar       one line of a terminal, drawn with rich
-                                                 notebook  rich's own, which a notebook can show
+                                                 notebook  a line of HTML
                                                  lines     one line a minute, for logs
     advance() -> the callable, at most ten times a second, in the thread that collects
 
@@ -19,6 +19,7 @@ Unlike tqdm and rich.progress: nothing is imported, started or drawn before half
 
 from __future__ import annotations
 
+import html
 import os
 import sys
 import threading
@@ -26,6 +27,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -330,33 +332,29 @@ class _TerminalBar:
 
 
 class _NotebookBar:
-    """Rich's own progress display, which knows how to live in a notebook's output."""
+    """A bar in a notebook's output, updated in place; rich's own would need ipywidgets, and this needs a browser."""
 
     interval_s = _BAR_INTERVAL_S
     first_s = _QUIET_S
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._live: Any = None
-        self._task: Any = None
+        self._handle: Any = None
 
     def show(self, progress: Progress) -> None:
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-
-        if self._live is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
-            self._live = RichProgress(*columns, auto_refresh=False)
-            self._live.start()
-            self._task = self._live.add_task(self._label, facts="")
-        self._live.update(
-            self._task, total=progress.total, completed=progress.done, facts="  ".join(_facts(progress)), refresh=True
-        )
+        display = import_module("IPython.display").display
+        text = "  ".join([self._label, *_facts(progress)] if self._label else _facts(progress))
+        known = "" if progress.total is None else f' value="{progress.done}" max="{progress.total}"'
+        page = f'<progress{known} style="width: 20em"></progress> {html.escape(text)}'
+        data = {"text/plain": text, "text/html": page}
+        if self._handle is None:
+            self._handle = display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
 
     def close(self, progress: Progress) -> None:
-        if self._live is not None:
+        if self._handle is not None:
             self.show(progress)
-            self._live.stop()
 
 
 class _Lines:

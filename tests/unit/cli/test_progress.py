@@ -5,7 +5,9 @@ import os
 import pty
 import sys
 import threading
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +102,30 @@ def test_a_terminal_gets_one_line_that_fits(monkeypatch: pytest.MonkeyPatch, col
     assert "files  150/300" in text
     assert ("━" in text) == has_bar
     assert "\r\x1b[2Kabove" in text
+
+
+def test_a_notebook_gets_one_output_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, str]] = []
+
+    class Handle:
+        def update(self, data: dict[str, str], *, raw: bool) -> None:
+            shown.append(data)
+
+    def display(data: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        assert not shown
+        shown.append(data)
+        return Handle()
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    monkeypatch.setattr(module, "_in_notebook", lambda: True)
+    monkeypatch.setattr(module._NotebookBar, "first_s", 0.0)
+    with started("<b>", total=4) as reporter:
+        while not shown:
+            time.sleep(0.001)
+        reporter.advance(4)
+    assert shown[-1]["text/plain"].startswith("<b>  4/4")
+    assert shown[-1]["text/html"].startswith('<progress value="4" max="4"')
+    assert "&lt;b&gt;" in shown[-1]["text/html"]
 
 
 def test_a_terminal_that_has_gone_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
