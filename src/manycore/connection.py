@@ -80,7 +80,7 @@ class _Locks:
         self.receiving = threading.Lock()
 
 
-class _Locked(_standard.Connection):  # type: ignore[type-arg]
+class _Locked(_standard.Connection):
     """The standard connection, with a lock for each direction."""
 
     _own: _Locks | None = None

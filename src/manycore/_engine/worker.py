@@ -19,7 +19,7 @@ import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from manycore._engine import frames
+from manycore._engine import frames, identity
 from manycore._engine.cargo import Manifest, unpack
 from manycore._engine.failure import dump_failure
 from manycore._engine.spool import read_exactly
@@ -182,6 +182,7 @@ def main(payload: bytes, fds: list[int]) -> int:
     tasks = TaskRing(Segment.from_fd(tasks_fd).buffer)
     results = ResultRing(Segment.from_fd(results_fd).buffer, bell=tasks)
     codec.become_worker(setup["main"])
+    identity.assume(f"PoolWorker-{index + 1}", setup["identity"])
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)  # a line is one write: never torn, and not lost in a kill

@@ -18,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch
+from manycore._engine import identity
 from manycore._engine.cargo import unpack
 from manycore._engine.dispatch import Sight
 from manycore._memory import codec
@@ -130,6 +131,7 @@ class Workforce:
             "max_tasks": self._settings.max_tasks,
             "arenas": self._settings.workers + 1,
             "main": codec.describe_main(),
+            "identity": identity.of_workers(),
         }
         workforce = weakref.ref(self)
 
