@@ -44,10 +44,14 @@ class Announcements:
             found.update(dict.fromkeys(map(int, lines)))
         return list(found)
 
-    def close(self) -> None:
+    def let_go(self) -> None:
         """Lets the tasks go."""
         with open(self.release, "wb"):
             pass
+
+    def close(self) -> None:
+        """Lets the tasks go; none may announce itself any more."""
+        self.let_go()
         os.close(self._fd)
 
 

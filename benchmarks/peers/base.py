@@ -28,9 +28,11 @@ class PoolAdapter:
     Attributes:
         survives_death: False where the peer says that the death of a worker ends the pool, so that its user
             opens a new one at once.
+        reruns_lost: True where the task of a worker that died runs again instead of failing.
     """
 
     survives_death: bool = True
+    reruns_lost: bool = False
 
     def __init__(self, workers: int) -> None:
         self.workers = workers

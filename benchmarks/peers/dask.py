@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 
 class _Pool(PoolAdapter):
+    reruns_lost = True
+
     def __init__(self, module: Any, workers: int) -> None:
         super().__init__(workers)
         self._module = module

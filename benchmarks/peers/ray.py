@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 
 class _Pool(PoolAdapter):
+    reruns_lost = True
+
     def __init__(self, module: Any, workers: int) -> None:
         super().__init__(workers)
         self._ray = module
+        self._maps: Any = None
         self._remote: dict[Any, Any] = {}
         module.init(num_cpus=workers, include_dashboard=False, logging_level="ERROR")
 
@@ -32,7 +35,9 @@ class _Pool(PoolAdapter):
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         from ray.util.multiprocessing import Pool
 
-        return list(Pool(self.workers).map(function, items))
+        if self._maps is None:
+            self._maps = Pool(self.workers)
+        return list(self._maps.map(function, items))
 
     def unordered(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         waiting = [self.submit(function, item) for item in items]
