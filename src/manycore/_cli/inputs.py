@@ -72,6 +72,7 @@ class Inputs:
         self._run_line = array("q")  # the line that it is on
         self._run_source = array("q")  # the file, as a position in _sources
         self._bytes_read = 0
+        self._lines_read = 0
         self._bytes_expected: int | None = None
         self._bytes_before = 0  # of the files before the one that is being read
         self._ahead: list[object] = []
@@ -104,9 +105,9 @@ class Inputs:
             return self._given
         if self.kind == "files":
             return len(self._ahead) if self._all_listed else None
-        if self._bytes_expected is None or not self._bytes_read or not self._given:
+        if self._bytes_expected is None or not self._bytes_read:
             return None
-        return max(self._given, round(self._given * self._bytes_expected / self._bytes_read))
+        return max(self._given, round(self._lines_read * self._bytes_expected / self._bytes_read))
 
     def where(self, index: int) -> str:
         """Say where the item of this index stands: `data.jsonl line 8`; empty where the item is a path."""
@@ -160,6 +161,7 @@ class Inputs:
         number = 0
         while (batch := lines.batch()) is not None:
             self._bytes_read = self._bytes_before + lines.bytes_read
+            self._lines_read += len(batch)
             if not batch:
                 yield 0, b""
             yield from enumerate(batch, number + 1)
@@ -215,6 +217,7 @@ class Inputs:
             while True:
                 if not pending and (batch := document.batch()) is not None:
                     self._bytes_read = self._bytes_before + document.bytes_read
+                    self._lines_read += len(batch)
                     pending += batch
                     if not batch:
                         yield NOTHING_YET

@@ -106,8 +106,7 @@ class Tally:
         )
         if waited > _WAITED_MUCH:
             lines.append(
-                f"tasks computed {1 - waited:.0%} of their time: "
-                "if they wait for files or a network, more workers (-j) help"
+                f"tasks computed {1 - waited:.0%} of their time: if they wait for files or a network, raise -j"
             )
         return lines
 
