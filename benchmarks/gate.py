@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.clock import now
@@ -56,7 +57,12 @@ class Announcements:
 
 
 def run_together(
-    run: Run, context: Any, name: str, bodies: Sequence[tuple[Callable[..., object], tuple[Any, ...]]]
+    run: Run,
+    context: Any,
+    name: str,
+    bodies: Sequence[tuple[Callable[..., object], tuple[Any, ...]]],
+    *,
+    imports: tuple[str, ...] = (),
 ) -> float:
     """Runs functions in a process each, started together, to their ends.
 
@@ -65,6 +71,7 @@ def run_together(
         context: Namespace with Process.
         name: Name of this gathering, different for each in a run.
         bodies: Function and arguments of each process.
+        imports: Modules that each process imports before the start.
 
     Returns:
         Seconds from the first one's start to the last one's end.
@@ -72,7 +79,7 @@ def run_together(
     gate = Announcements(run.folder, name)
     reports = [os.path.join(run.folder, f"{name}.{index}") for index in range(len(bodies))]
     processes = [
-        context.Process(target=_body, args=(gate.path, gate.release, report, function, args))
+        context.Process(target=_body, args=(gate.path, gate.release, report, imports, function, args))
         for report, (function, args) in zip(reports, bodies, strict=True)
     ]
     for process in processes:
@@ -88,7 +95,16 @@ def run_together(
     return max(end for _, end in spans) - min(start for start, _ in spans)
 
 
-def _body(fifo: str, release: str, report: str, function: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _body(
+    fifo: str,
+    release: str,
+    report: str,
+    imports: tuple[str, ...],
+    function: Callable[..., object],
+    args: tuple[Any, ...],
+) -> None:
+    for module in imports:
+        import_module(module)
     announce(fifo, release)
     start = time.monotonic()
     function(*args)

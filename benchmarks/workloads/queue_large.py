@@ -33,11 +33,12 @@ def produce_arrays(queue: Any, messages: int) -> None:
 
 def run(run: Run) -> dict[str, float]:
     context = run.peer.context()
-    messages = run.size(400, 10)
+    messages = run.size(1_000, 10)
     found = {}
     for name, source in (("bytes", produce_bytes), ("arrays", produce_arrays)):
         queue = context.Queue()
-        seconds = run_together(run, context, name, [(source, (queue, messages)), (consume, (queue, messages))])
+        bodies = [(source, (queue, messages)), (consume, (queue, messages))]
+        seconds = run_together(run, context, name, bodies, imports=("numpy",))
         found[name] = messages * MESSAGE / seconds / 1e9
     return found
 
