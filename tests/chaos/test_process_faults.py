@@ -248,6 +248,24 @@ if __name__ == "__main__":
     )
 
 
+def test_the_zygote_is_stopped(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+if __name__ == "__main__":
+    process = started()
+    os.kill(zygote().pid, signal.SIGSTOP)
+    process.kill()
+    process.join(20)
+    assert process.exitcode == -9, process.exitcode
+    process = context.Process(target=double, args=(4,), result=True)
+    process.start()
+    assert process.result(20) == 8
+    os.kill(zygote().pid, signal.SIGSTOP)
+""",
+    )
+
+
 def test_a_zygote_that_cannot_start_is_one_clear_error(tmp_path: Path) -> None:
     run(
         tmp_path,

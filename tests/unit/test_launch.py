@@ -62,6 +62,16 @@ class TestWhatAChildGets:
         monkeypatch.undo()
         assert ask()["variable"] is None
 
+    def test_an_environment_of_any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ask()
+        for number in range(3000):
+            monkeypatch.setenv(f"MANYCORE_TEST_{number}", "x" * 100)
+        monkeypatch.setenv("MANYCORE_TEST_VARIABLE", "large")
+        for _ in range(3):
+            assert ask()["variable"] == "large"
+        monkeypatch.undo()
+        assert ask()["variable"] is None
+
     def test_no_foreign_descriptor(self) -> None:
         inherited = os.open(os.devnull, os.O_RDONLY)
         os.set_inheritable(inherited, True)

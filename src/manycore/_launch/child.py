@@ -17,6 +17,8 @@ from manycore._launch.certificate import Certificate
 if TYPE_CHECKING:
     from manycore._launch.launcher import Launcher
 
+_PATIENCE_S = 0.5  # that a request goes unanswered until the zygote is looked at: somebody may have stopped it
+
 # ioctl(pidfd, PIDFD_GET_INFO): linux/pidfd.h, Linux 6.15 for the exit code of a process that somebody else reaped
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
@@ -123,6 +125,11 @@ class Child:
         if event.is_set():
             return True
         if self._launcher.owner_pid == os.getpid():
+            if event is self._started and (timeout is None or timeout > _PATIENCE_S):
+                if event.wait(_PATIENCE_S):
+                    return True
+                self._launcher.continue_zygote()
+                timeout = None if timeout is None else timeout - _PATIENCE_S
             return event.wait(timeout)
         return self._wait_as_stranger(event, timeout)
 

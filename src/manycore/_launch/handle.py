@@ -15,7 +15,7 @@ from manycore._launch import interpreter, wire
 if TYPE_CHECKING:
     from manycore._launch.child import Child
 
-__all__ = ["Request", "Zygote", "high", "standard"]
+__all__ = ["Request", "Zygote", "high", "is_stopped", "memfd", "standard"]
 
 _LOWEST_FD = 10  # ours stay clear of the numbers that programs use by number
 
@@ -34,7 +34,7 @@ class Request:
         self.sent = False
         try:
             if len(payload) > wire.MAX_INLINE_BYTES:
-                self.fds.append(_memfd(payload))
+                self.fds.append(memfd(payload))
                 self.payload = None
             self.fds += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD) for fd in fds]
         except BaseException:
@@ -120,7 +120,12 @@ class Zygote:
         except OSError:
             cwd = None
         environment = os.environ._data  # type: ignore[attr-defined]  # the encoded pairs, without a copy
-        context = (cwd, environment, interpreter.import_path(), getattr(sys, "argv", []))
+        context = (
+            cwd,
+            environment,
+            interpreter.import_path(),
+            [str(argument) for argument in getattr(sys, "argv", [])],
+        )
         if context == self.context:
             return None
         self.context = (cwd, dict(environment), context[2], list(context[3]))
@@ -137,7 +142,8 @@ def high(fd: int) -> int:
         os.close(fd)
 
 
-def _memfd(data: bytes) -> int:
+def memfd(data: bytes) -> int:
+    """A memfd that holds `data`."""
     fd = os.memfd_create("manycore-payload", os.MFD_CLOEXEC)
     try:
         view = memoryview(data)
@@ -164,3 +170,12 @@ def _closed_standard() -> list[int]:
         except OSError:
             closed.append(number)
     return closed
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped a process (SIGSTOP, or a debugger)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in {b"T", b"t"}
+    except OSError:
+        return False

@@ -39,7 +39,7 @@ from typing import Any
 from manycore._launch import wire
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import Child, exit_code_from_kernel
-from manycore._launch.handle import Request, Zygote, high, standard
+from manycore._launch.handle import Request, Zygote, high, is_stopped, memfd, standard
 from manycore._launch.oom import OomWatch
 
 _REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
@@ -136,6 +136,12 @@ class Launcher:
             if self._zygote is not None:
                 self._send((wire.OWN_GROUP, child.launch_id), [])
 
+    def continue_zygote(self) -> None:
+        """Continue the zygote, if somebody has stopped it."""
+        with self._lock:
+            if self._zygote is not None and is_stopped(self._zygote.pid):
+                os.kill(self._zygote.pid, signal.SIGCONT)
+
     def terminate_all(self) -> None:
         """Ask every child to end, and make those that have not after a moment."""
         with self._lock:
@@ -158,6 +164,7 @@ class Launcher:
                 except OSError:  # no room, or no zygote
                     zygote.socket.shutdown(_socket.SHUT_WR)
             self._wake_reaper()
+        self.continue_zygote()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(_END_S)
@@ -232,16 +239,20 @@ class Launcher:
         """Send one record, if there is room for it."""
         if self._zygote is None:
             return False
-        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+        data = marshal.dumps(record)
+        body = -1
         try:
-            self._zygote.socket.sendmsg([marshal.dumps(record)], ancillary)
-        except BlockingIOError:
+            if len(data) > wire.MAX_RECORD_BYTES:  # a large environment
+                body = memfd(data)
+                fds = [body, *fds]
+                data = marshal.dumps((wire.LONG, record[1] if record[0] == wire.LAUNCH else 0))
+            ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+            self._zygote.socket.sendmsg([data], ancillary)
+        except OSError:  # no room, too many descriptors in flight: later. A broken pipe: the next zygote gets it
             return False
-        except OSError as error:
-            if error.errno == errno.EMSGSIZE and record[0] == wire.LAUNCH:
-                text = "the environment, sys.path and arguments do not fit one record"
-                raise _launch_error(text, error.errno) from None
-            return False  # ETOOMANYREFS, ENOBUFS: later; a broken pipe: the zygote is gone, the next one gets it
+        finally:
+            if body >= 0:
+                os.close(body)
         return True
 
     def _wake_reaper(self) -> None:

@@ -9,6 +9,7 @@ travels in a memfd beside it.
              (PRELOAD, modules, context | None)
              (OWN_GROUP, id)                when this child ends, its process group ends too
              (END,)                         kill every child at once, and exit
+             (LONG, id)                     the request itself is in a memfd, the first descriptor
     report   (STARTED, id, pid, pidfd sent) from the child itself, before it runs anything of the caller's
              (EXITED, id, pid, status, user s, system s, peak bytes, wall s, stack text)
              (FAILED, id, errno, text)      there is no such child and never will be
@@ -22,6 +23,7 @@ LAUNCH = 1
 PRELOAD = 2
 OWN_GROUP = 3
 END = 4
+LONG = 5
 
 # Kinds of report.
 STARTED = 11

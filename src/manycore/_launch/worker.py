@@ -193,7 +193,7 @@ def run(entry: str, payload: bytes | None, payload_fd: int | None, fds: list[int
     """
     try:
         if payload_fd is not None:
-            payload = _read_all(payload_fd)
+            payload = read_all(payload_fd)
         module_name, _, function_name = entry.partition(":")
         __import__(module_name)
         returned = getattr(sys.modules[module_name], function_name)(payload, fds)
@@ -233,7 +233,8 @@ def exit_code_of(error: SystemExit) -> int:
     return 1
 
 
-def _read_all(fd: int) -> bytes:
+def read_all(fd: int) -> bytes:
+    """What a memfd holds; closes it."""
     size = os.fstat(fd).st_size
     with open(fd, "rb", buffering=0) as file:
         file.seek(0)

@@ -137,8 +137,8 @@ class Zygote:
         if not record:
             self._end(_LINGER_S)
         try:
-            request = marshal.loads(record)  # noqa: S302  # from our own parent
-            if request[0] == wire.LAUNCH:
+            request = _decode(record, fds)
+            if request[0] in {wire.LAUNCH, wire.LONG}:
                 if truncated:
                     self._report(wire.FAILED, request[1], 24, "the zygote has no descriptor left (RLIMIT_NOFILE)")
                 else:
@@ -238,7 +238,9 @@ class Zygote:
         if not record:
             return 0
         source.close()
-        return self._take(marshal.loads(record), list(fds[1:]), fds[0])  # noqa: S302  # from our own parent
+        control = fds.pop(0)
+        request = _decode(record, fds)
+        return self._take(request, list(fds), control)
 
     def _hand_to_spare(self, record: bytes, fds: list[int], launch_id: int, linger: bool) -> bool:
         if self._spare is None:
@@ -420,6 +422,15 @@ def _receive(source: _socket.socket) -> tuple[bytes, array.array[int], bool]:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % _FD_BYTES])
     return record, fds, bool(flags & _socket.MSG_CTRUNC)
+
+
+def _decode(record: bytes, fds: array.array[int]) -> tuple[Any, ...]:
+    """The request in a record, or in the memfd that comes with it, which then leaves `fds`."""
+    request = marshal.loads(record)  # noqa: S302  # from our own parent
+    if request[0] == wire.LONG and fds:
+        request = marshal.loads(worker.read_all(fds.pop(0)))  # noqa: S302
+    found: tuple[Any, ...] = request
+    return found
 
 
 def _last_words(stack: int) -> str:
