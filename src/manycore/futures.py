@@ -180,7 +180,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         if cancel_futures:
             engine.cancel_all()
         if wait:
-            engine.join()
+            engine.join(read_all=False)
 
     def terminate_workers(self) -> None:
         """End the workers at once; what is not done fails with `PoolClosed`."""

@@ -172,6 +172,7 @@ class Pool:
         future: AsyncResult[T] = AsyncResult(self._engine)
         if callback is not None or error_callback is not None:
             future.add_done_callback(Callbacks(callback, error_callback))
+        future._keeper = self
         self._engine.call(future, func, tuple(args), kwds or {})
         return future
 
@@ -315,7 +316,9 @@ class Pool:
 
     def _run(self, func: Callable[..., Any], iterable: Iterable[Any], options: MapOptions) -> MapRun:
         self._engine.check_open()
-        return MapRun(self._engine, func, iterable, options)
+        run = MapRun(self._engine, func, iterable, options)
+        run.keeper = self
+        return run
 
     def _collect(
         self,
@@ -357,6 +360,7 @@ class Pool:
         options = MapOptions(star=star, chunksize=chunksize or 0)
         run = BackgroundRun(self._engine, func, iterable, options, finish)
         future._run = run
+        run.keeper = self
         run.start()
         return future
 

@@ -9,6 +9,7 @@ It knows no process, no clock and no shared memory, so that every order of event
     finished(id, item, count)            the task whose items these are, or None (stale)
     failed(id, item)                     Failed | Requeued
     undecodable(id)                      Failed | Split
+    returned(id)                         Requeued
     worker_ready / worker_leaving
     worker_died(worker, sight)           [Failed | Requeued | Split | Start | Broken ...]
     overdue(now, sights)                 [Kill ...], the next moment to ask again
@@ -278,6 +279,12 @@ class Dispatcher:
         self._end(task)
         return Split(task)
 
+    def _rename(self, task: Task) -> Task:
+        """Give it a new id: the page of the worker that had it shows the old one until it is cleared, or for ever."""
+        del self._tasks[task.id]
+        self._name(task)
+        return task
+
     @property
     def outstanding(self) -> int:
         """Tasks that are not done."""
@@ -370,10 +377,7 @@ class Dispatcher:
         if task.state is not _PUBLISHED or item != task.received:
             raise IllegalTransition(f"task {task_id} ({task.state.value}, {task.received} done): item {item} failed")
         if task.count == 1 and not self._spent(task):
-            # A new id: the worker's page still shows the old one, and the worker may die before it clears it.
-            del self._tasks[task.id]
-            self._name(task)
-            return [self._again(task)]
+            return [self._again(self._rename(task))]
         return self._give_up_item(task, running=True)
 
     def undecodable(self, task_id: int) -> list[Instruction]:
@@ -385,6 +389,11 @@ class Dispatcher:
             return self._give_up_item(task, running=True)
         self._end(task)
         return [Split(task)]
+
+    def returned(self, task_id: int) -> list[Instruction]:
+        """The worker gives the task back: it could not begin it, for a reason that is not the task's."""
+        task = self._tasks.get(task_id)
+        return [] if task is None else [self._requeue(self._rename(task))]
 
     def withdrawn(self, task: Task) -> None:
         """A published task was taken back from the ring, unclaimed."""

@@ -20,6 +20,7 @@ __all__ = [
     "PACKED",
     "RAISED",
     "READY",
+    "RETURNED",
     "SPOOLED",
     "STAR",
     "UNDECODABLE",
@@ -45,3 +46,4 @@ UNDECODABLE: Final = 3  # the frame could not be unpickled; a failure
 READY: Final = 4  # the worker's initializer is done
 INIT_FAILED: Final = 5  # it raised; a failure
 LEAVING: Final = 6  # the worker ends in order
+RETURNED: Final = 7  # the worker cannot reach what the task needs, has not begun it, and ends

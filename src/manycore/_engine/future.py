@@ -94,6 +94,7 @@ class Future(concurrent.futures.Future[T]):
         "_callbacks",
         "_cond",
         "_exception",
+        "_keeper",
         "_owner",
         "_raw",
         "_result",
@@ -114,6 +115,7 @@ class Future(concurrent.futures.Future[T]):
         self._task: Any = None
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # while it is not over, for messages
         self._raw: tuple[int, Any, str] | None = None
+        self._keeper: object = None  # what must not end before the call is over
 
     # What the base class and concurrent.futures.wait and as_completed read.
 
@@ -180,13 +182,13 @@ class Future(concurrent.futures.Future[T]):
                 if self._state in _OVER:
                     return []
                 self._result, self._exception, self._raw, self._state = result, exception, raw, state
-                self._task = self._arguments = None
+                self._task = self._arguments = self._keeper = None
                 return []
         with condition:
             if self._state in _OVER:
                 return []
             self._result, self._exception, self._raw, self._state = result, exception, raw, state
-            self._task = self._arguments = None
+            self._task = self._arguments = self._keeper = None
             for waiter in self._waiting or ():
                 if state == CANCELLED_AND_NOTIFIED:
                     waiter.add_cancelled(self)
@@ -201,7 +203,9 @@ class Future(concurrent.futures.Future[T]):
     def _call(self, callback: Callable[[Any], object]) -> None:
         try:
             callback(self)
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # also a SystemExit: it would end whoever happens to collect
             LOGGER.exception("exception calling callback for %r", self)
 
     def set_result(self, result: T) -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 import time
 import weakref
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from manycore._engine.dispatch import Instruction
     from manycore._engine.functions import Function
     from manycore._engine.future import Future
+    from manycore._engine.mapping import MapRun
 
 __all__ = ["Engine", "Settings", "Stats"]
 
@@ -69,6 +71,9 @@ RETRY_KILL_NS: Final = 2_000_000
 
 # How long a thread that wants to collect waits for the collector, which is done in microseconds.
 DRAIN_SECONDS: Final = 0.00005
+
+# How long `terminate` waits for a callback that the collector is in; an orderly end waits until it returns.
+CALLBACK_GRACE: Final = 0.5  # seconds
 
 # Longest payload that travels in a slot, beside the frame's header.
 _INLINE: Final = INLINE_BYTES - frames.HEADER.size
@@ -106,6 +111,8 @@ class Engine:
         self._abandoned = False  # nobody has the pool any more
         self._draining = False  # left standing by a drain that was interrupted
         self._torn = False  # and the result that it had in its hands is still to be looked for
+        self._owed = 0  # chunks that are done with as such, and not yet sent item by item
+        self._runs: dict[int, weakref.ref[MapRun]] = {}  # by id: maps that will send more
         self._after: deque[Callable[[], object]] = deque()  # to be called without locks, by whoever comes next
         self._broken: BaseException | None = None
         self._watched_until: int | None = None  # ns; when the collector looks at the deadlines next
@@ -189,15 +196,19 @@ class Engine:
             return Task(sink, function, self._spool.put(payload), nbytes=nbytes, **options)
         return Task(sink, function, manifest, nbytes=nbytes, once=True, **options)
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: Task, *, accepted: bool = False) -> None:
         """Queue a task.
+
+        Args:
+            task: What is to be done.
+            accepted: It belongs to a call that was accepted before, and is taken while the engine closes.
 
         Raises:
             PoolClosed: After `close` or `terminate`, or in a forked child.
             PoolBroken: The pool has given up.
         """
         with self._lock:
-            if self._closed:
+            if self._closed and not (accepted and self._broken is None and not self._ended):
                 self.check_open()
             self._dispatcher.submit(task)
             self._pump()
@@ -217,6 +228,15 @@ class Engine:
             if self._dispatcher.timed:
                 self._watch(0)
         self._call_after()
+
+    def enlist(self, run: MapRun) -> None:
+        """The run will send tasks; until it is discharged or gone the engine does not end in order."""
+        self._runs[id(run)] = weakref.ref(run)
+
+    def discharge(self, run: MapRun) -> None:
+        """The run will send nothing more. Also from a finalizer, so without locks."""
+        if self._runs.pop(id(run), None) is not None and self._closed:
+            self._tasks.alarm()
 
     def drop(self, tasks: Iterable[Task]) -> None:
         """Forget tasks: those that no worker has begun are taken back, and nothing is heard of the others."""
@@ -312,7 +332,7 @@ class Engine:
             if self._abandoned:
                 self.terminate()
                 return
-            if self._unattended and not self._dispatcher.outstanding:
+            if self._unattended and self._nothing_left():
                 self._end(kill=False)
                 return
             if turn.take():
@@ -320,7 +340,10 @@ class Engine:
                     self._drain()
                 finally:
                     turn.give()
-            self._call_after()
+            try:
+                self._call_after()
+            except BaseException:  # a callback's: it is told, and the collector goes on
+                sys.excepthook(*sys.exc_info())
 
     def _call_after(self) -> None:
         """Call what results and deaths asked for; without locks."""
@@ -346,8 +369,7 @@ class Engine:
             self._pump()
             if interrupted or self._torn:
                 self._reconcile()
-            nothing_left = not self._dispatcher.outstanding
-        if nothing_left and self._joining:
+        if self._joining and self._nothing_left():
             with self._idle:
                 self._idle.notify_all()
         self._draining = False
@@ -411,6 +433,9 @@ class Engine:
                     self._obey(order)
         elif status == frames.READY:
             self._dispatcher.worker_ready(worker.index)
+        elif status == frames.RETURNED:
+            for order in self._dispatcher.returned(task_id):
+                self._obey(order)
         elif status == frames.LEAVING:
             worker.leaving = True
             self._dispatcher.worker_leaving(worker.index)
@@ -423,9 +448,17 @@ class Engine:
 
     def _obey(self, order: Instruction) -> None:
         if isinstance(order, Split):
-            self._after.append(partial(order.task.sink.split, order.task))
+            self._owed += 1
+            self._after.append(partial(self._split, order.task))
         elif isinstance(order, Start):
             self._start_worker(order.worker)
+
+    def _split(self, task: Task) -> None:
+        try:
+            task.sink.split(task)
+        finally:
+            with self._lock:
+                self._owed -= 1
 
     # Deaths
 
@@ -616,17 +649,28 @@ class Engine:
         self._unattended = True
         self._tasks.alarm()
 
-    def join(self) -> None:
-        """After `close`: wait until all tasks are done and the workers have ended."""
+    def join(self, *, read_all: bool = True) -> None:
+        """After `close`: wait until all tasks are done and the workers have ended.
+
+        Args:
+            read_all: Lazy maps read what is left of their inputs now; else they end with what they have read.
+        """
         if self._forked:
             return
         self._joining = True
+        for reference in tuple(self._runs.values()):
+            run = reference()
+            if run is not None and run.lazy:
+                if read_all:
+                    run.read_all()
+                else:
+                    run.end_input(PoolClosed(f"pool {self.name!r} was shut down before this map had read its input"))
         if self._collector is not None:
             self.wait(self._nothing_left, lambda: self._idle, None)
         self._end(kill=False)
 
     def _nothing_left(self) -> bool:
-        return not self._dispatcher.outstanding
+        return not (self._dispatcher.outstanding or self._owed or (self._runs and self._broken is None))
 
     def terminate(self) -> None:
         """Kill the workers, fail what is outstanding, free everything. Prompt, whatever the workers do."""
@@ -634,6 +678,7 @@ class Engine:
             return
         with self._lock:
             self._closed = True
+            self._runs.clear()
             self._fail_all()
             self._workforce.kill()
         self._end(kill=True)
@@ -645,7 +690,7 @@ class Engine:
             children = [worker.child for worker in self._workforce.workers.values()]
         if not first:
             if threading.current_thread() is not self._collector:  # which the first call waits for
-                self._over.wait()
+                self._over.wait(CALLBACK_GRACE if kill else None)
             return
         try:
             if not kill:
@@ -654,7 +699,7 @@ class Engine:
             self._tasks.alarm()
             collector = self._collector
             if collector is not None and collector is not threading.current_thread():
-                collector.join()
+                collector.join(CALLBACK_GRACE if kill else None)
             with self._lock:
                 for worker in tuple(self._workforce.workers.values()):
                     self._bury(worker)

@@ -15,6 +15,7 @@ Invariants:
     sent + supply - yielded <= window          for a lazy run
     tasks in flight <= PER_WORKER * workers
     an index gets exactly one outcome
+    a run is enlisted with its engine  <=>  it will send more: until then the engine does not end in order
     one thread at a time is inside `_step`
 If a process dies: the dispatcher fails only the item that the worker was at; the rest of its chunk is sent again.
 Source: guided self-scheduling (Polychronopoulos and Kuck), with the chunk's size taken from measured time.
@@ -183,7 +184,7 @@ class MapRun:
         self._supply: deque[Any] = deque()  # read and not sent; lazy runs only
         self._timeout_ns = 0 if options.timeout is None else max(1, int(options.timeout * 1e9))
         self._workers = engine.settings.workers
-        self._chunk = options.chunksize or 1
+        self._chunk = 1 if options.retries else options.chunksize or 1  # what is tried again travels alone
         self._measured = not options.chunksize and not options.retries
         self._sent = 0  # items handed to the engine, or failed before that
         self._yielded = 0  # items that the consumer has
@@ -198,7 +199,15 @@ class MapRun:
         self._stepping = False
         self._step_again = False
         self._abandoned = False
+        self._reading = threading.Lock()  # held while the input is read; nobody waits for it
+        self._unbounded = False  # the pool is being joined: nothing is gained by reading late
+        self.keeper: object = None  # the pool, which must not end before this run does
         self._rest: Iterator[Outcome] = iter(())
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the input is read only as results are consumed."""
+        return self._lazy
 
     @property
     def total(self) -> int | None:
@@ -249,10 +258,14 @@ class MapRun:
     def split(self, task: Task) -> None:
         """Send the rest of a chunk item by item, because it cannot be unpickled as a whole. Without locks."""
         first, items = self._in_flight.pop(task)
-        singles = [self._encode(first + place, [items[place]]) for place in range(task.received, task.count)]
-        if singles[0] is not None:
-            singles[0].tries = task.tries  # what has begun before counts
-        self._engine.submit_again([single for single in singles if single is not None])
+        singles: list[Task] = []
+        for place in range(task.received, task.count):
+            single = self._encode(first + place, [items[place]])
+            if single is not None:
+                single.tries = task.tries if place == task.received else 0  # what has begun before counts
+                singles.append(single)
+        self._engine.submit_again(singles)
+        self.advance()
 
     def arguments(self, task: Task, item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the item's call was given, for messages."""
@@ -294,7 +307,7 @@ class MapRun:
     def _submit(self, task: Task | None, count: int) -> None:
         if task is not None:
             try:
-                self._engine.submit(task)
+                self._engine.submit(task, accepted=True)
             except BaseException:
                 del self._in_flight[task]
                 raise
@@ -349,28 +362,43 @@ class MapRun:
                 self._step()
             except BaseException as error:
                 self._give_up(error)
+            if self._is_over():
+                self._engine.discharge(self)
             with self._condition:
                 if not self._step_again:
                     self._stepping = False
                     return
                 self._step_again = False
 
+    def _is_over(self) -> bool:
+        """Whether nothing more will be sent."""
+        return self._all_sent()
+
     def _give_up(self, error: BaseException) -> None:
         with self._condition:
             self._error = error
             self._abandoned = True
+            self._supply.clear()
             self._condition.notify_all()
 
     # Consuming
 
     def _read(self) -> None:
-        """Read the input as far as the window reaches. In the consumer's thread only."""
-        if self._source is None or not self._lazy:
+        """Read the input as far as the window reaches. In the consumer's thread, or in one that joins the pool."""
+        if self._source is None or not self._lazy or not self._reading.acquire(blocking=False):
             return
+        try:
+            self._read_on()
+        finally:
+            self._reading.release()
+
+    def _read_on(self) -> None:
         window = self._options.window or self._workers * max(WINDOW_ITEMS, WINDOW_CHUNKS * self._chunk)
         source, supply = self._source, self._supply
+        if source is None:
+            return
         try:
-            while self._sent + len(supply) - self._yielded < window:
+            while self._unbounded or self._sent + len(supply) - self._yielded < window:
                 item = next(source)
                 if item is NOTHING_YET:
                     return
@@ -385,6 +413,20 @@ class MapRun:
 
     def start(self) -> None:
         """Send the first chunks."""
+        self._engine.enlist(self)
+        self._read()
+        self.advance()
+
+    def end_input(self, error: BaseException) -> None:
+        """Read nothing more; `error` is raised after the outcomes of what has been read."""
+        if self._source is not None:
+            self._reading_error = error
+            self._source = None
+        self.advance()
+
+    def read_all(self) -> None:
+        """The pool is being joined: what its consumer would have read later is read now."""
+        self._unbounded = True
         self._read()
         self.advance()
 
@@ -409,6 +451,7 @@ class MapRun:
             self.advance()
         if not self._available():
             if self._all_sent() and self._yielded == self._sent:
+                self.forget()
                 error, self._reading_error = self._reading_error, None
                 if error is not None:
                     raise error
@@ -463,6 +506,11 @@ class MapRun:
         self._abandoned = True
         self._source = None
         self._supply.clear()
+        self.keeper = None
+        self._engine.discharge(self)
+
+    def __del__(self) -> None:
+        self._engine.discharge(self)
 
 
 class BackgroundRun(MapRun):
@@ -508,6 +556,9 @@ class BackgroundRun(MapRun):
                     return
                 self._results.append(outcome.result)
 
+    def _is_over(self) -> bool:
+        return self._over
+
     def _give_up(self, error: BaseException) -> None:
         super()._give_up(error)
         self._end(error)
@@ -515,5 +566,5 @@ class BackgroundRun(MapRun):
     def _end(self, error: BaseException | None) -> None:
         if not self._over:
             self._over = True
-            self.abandon()
             self._finish(self._results, error)
+            self.abandon()

@@ -70,12 +70,17 @@ class _Functions:
         return function
 
 
+class _Crippled(BaseException):
+    """A task has closed or replaced this worker's descriptors."""
+
+
 class _Worker:
     def __init__(self, index: int, tasks: TaskRing, results: ResultRing, fds: list[int], arenas: int) -> None:
         self.index = index
         self.tasks = tasks
         self.results = results
         _, self.spool_fd, self.arguments_fd, _, self.results_fd = fds
+        self.files = {fd: _identity(fd) for fd in (self.spool_fd, self.arguments_fd)}
         self.arenas = arenas
         self.view: ArenaView | None = None  # of the parent's arena, once a large argument came
         self.arena: Arena | None = None  # our own, once there was a large result
@@ -110,6 +115,9 @@ class _Worker:
                 body = read_exactly(self.spool_fd, size, where)
             payload = self.unpack(body) if flags & frames.PACKED else codec.loads(body)
         except BaseException as error:
+            if any(_identity(fd) != file for fd, file in self.files.items()):
+                self.results.put(task, first, frames.RETURNED, 0, b"")
+                raise _Crippled from None
             self.results.put(task, first, frames.UNDECODABLE, 0, dump_failure(error))
             self.tasks.done(self.index, 0, 0)
             self.tasks.notify()
@@ -174,6 +182,15 @@ class _Worker:
             self.results.put(task, item, frames.OK, took_ns, data)
 
 
+def _identity(fd: int) -> tuple[int, int] | None:
+    """Which file a descriptor is of."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def main(payload: bytes, fds: list[int]) -> int:
     """A worker's life, in the process that was launched for it; returns its exit code."""
     setup: dict[str, Any] = pickle.loads(payload)
@@ -197,7 +214,10 @@ def main(payload: bytes, fds: list[int]) -> int:
             return 1
     results.put(0, 0, frames.READY, 0, b"")
     tasks.notify()
-    _Worker(index, tasks, results, fds, setup["arenas"]).run(setup["max_tasks"])
+    try:
+        _Worker(index, tasks, results, fds, setup["arenas"]).run(setup["max_tasks"])
+    except _Crippled:
+        pass  # it has given its task back
     results.put(0, 0, frames.LEAVING, 0, b"")
     tasks.notify()
     return 0
