@@ -55,32 +55,31 @@ _REDUCERS = reducers.REDUCERS
 class Pickler(pickle.Pickler):
     """The general pickler: one for each message, or part of a message that is pickled on its own.
 
-    Args:
-        into: Where the bytes go.
-        shipment: What the message needs besides; shared by its parts.
+    It is made as `pickle.Pickler` is, thousands of times a second, so the rest are attributes with defaults.
+
+    Attributes:
         inline: The ids of functions that are pickled in full here, because they are what is being defined.
-        buffer_callback: As for `pickle.Pickler`.
+        needed: What the message needs besides, once it needs anything; shared by its parts.
+        to_parent: As for `Shipment`.
     """
 
-    def __init__(
-        self,
-        into: io.BytesIO,
-        shipment: Shipment,
-        inline: frozenset[int] = frozenset(),
-        buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
-    ) -> None:
-        super().__init__(into, 5, buffer_callback=buffer_callback)
-        self.shipment = shipment
-        self.inline = inline
-        reduction = sys.modules.get("multiprocessing.reduction")
-        self.registered: dict[type, Any] = reduction.ForkingPickler._extra_reducers if reduction is not None else {}
+    inline: frozenset[int] = frozenset()
+    needed: Shipment | None = None
+    to_parent = False
+
+    @property
+    def shipment(self) -> Shipment:
+        """What the message needs besides."""
+        if self.needed is None:
+            self.needed = Shipment(_pickle_part, to_parent=self.to_parent)
+        return self.needed
 
     def reducer_override(self, value: Any) -> Any:
         """Called by the C pickler for each value that is not of an exact builtin type."""
         kind = type(value)
         reducer = _REDUCERS.get(kind)
         if reducer is None:
-            registered = self.registered.get(kind)
+            registered = _registered().get(kind)
             if registered is not None:
                 return registered(value)
             if isinstance(value, type):
@@ -88,24 +87,32 @@ class Pickler(pickle.Pickler):
             reducer = reducers.meet(kind)
             if reducer is None:
                 if kind.__module__ == "socket" and "multiprocessing.reduction" not in sys.modules:
-                    return _reduce_unregistered(self, value)
+                    return _reduce_unregistered(value)
                 return NotImplemented
         return reducer(self, value)
 
 
-def _reduce_unregistered(pickler: Pickler, value: Any) -> Any:
-    """Sockets are registered by an import that the program may not have made."""
-    from multiprocessing import reduction
+def _registered() -> dict[type, Any]:
+    """What was registered with `ForkingPickler`; nobody can have, before its module was imported."""
+    reduction = sys.modules.get("multiprocessing.reduction")
+    return reduction.ForkingPickler._extra_reducers if reduction is not None else {}
 
-    pickler.registered = reduction.ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-    return pickler.registered[type(value)](value) if type(value) in pickler.registered else NotImplemented
+
+def _reduce_unregistered(value: Any) -> Any:
+    """Sockets are registered by an import that the program may not have made."""
+    import multiprocessing.reduction  # noqa: F401
+
+    reducer = _registered().get(type(value))
+    return NotImplemented if reducer is None else reducer(value)
 
 
 def _pickle_part(shipment: Shipment, value: Any, inline: frozenset[int]) -> bytes:
     if is_plain(value):
         return pickle.dumps(value, 5)
     into = io.BytesIO()
-    Pickler(into, shipment, inline).dump(value)
+    pickler = Pickler(into, 5)
+    pickler.needed, pickler.inline = shipment, inline
+    pickler.dump(value)
     return into.getvalue()
 
 
@@ -136,47 +143,57 @@ def dumps(
     """
     if is_plain(value):
         return pickle.dumps(value, 5)
-    return _dumps(value, Shipment(_pickle_part, to_parent=to_parent), buffers, roots, least)
+    return _dumps(value, None, buffers, roots, least, to_parent=to_parent)
 
 
 def _dumps(
     value: Any,
-    shipment: Shipment,
+    shipment: Shipment | None,
     buffers: list[Any] | None,
     roots: Sequence[str],
     least: int = reducers.OUT_OF_BAND_BYTES,
+    *,
+    to_parent: bool = False,
+    again: bool = False,
 ) -> bytes:
     into = io.BytesIO()
+    first = 0
+    if buffers is None:
+        pickler = Pickler(into, 5)
+    else:
+        first = len(buffers)
+        pickler = Pickler(into, 5, buffer_callback=_out_of_band(buffers, least))
+    pickler.needed = shipment
+    if to_parent:
+        pickler.to_parent = True
     try:
-        if buffers is None:
-            Pickler(into, shipment).dump(value)
-        else:
-            _dump_out_of_band(value, into, shipment, buffers, least)
-        if not shipment:
+        pickler.dump(value)
+        needed = pickler.needed
+        if not needed:
             return into.getvalue()
-        table = shipment.close()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _explain(value, error, shipment.to_parent, roots) from error
+        table = needed.close()
+    except BaseException as error:
+        if buffers is not None:
+            del buffers[first:]
+        if not isinstance(error, Exception) or isinstance(error, MemoryError):
+            raise
+        if isinstance(error, pickle.PicklingError) and not again and reducers.forget_references():
+            return _dumps(value, shipment, buffers, roots, least, to_parent=to_parent, again=True)
+        raise _explain(value, error, to_parent, roots) from error
     return b"".join((b"\x01", len(table).to_bytes(8, "little"), table, into.getbuffer()))
 
 
-def _dump_out_of_band(value: Any, into: io.BytesIO, shipment: Shipment, buffers: list[Any], least: int) -> None:
-    first = len(buffers)
+def _out_of_band(buffers: list[Any], least: int) -> Callable[[pickle.PickleBuffer], bool]:
+    """Tells the pickler which buffers stay in the pickle."""
 
-    def out_of_band(buffer: pickle.PickleBuffer) -> bool:
+    def stays(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
         if raw.nbytes < least:
             return True
         buffers.append(raw)
         return False
 
-    try:
-        Pickler(into, shipment, buffer_callback=out_of_band).dump(value)
-    except BaseException:
-        del buffers[first:]
-        raise
+    return stays
 
 
 def loads(data: bytes | bytearray | memoryview, *, buffers: Sequence[Any] = ()) -> Any:
@@ -271,9 +288,10 @@ def _explain(value: Any, error: Exception, to_parent: bool, roots: Sequence[str]
 
     def fails(part: Any) -> Exception | None:
         try:
-            shipment = Shipment(_pickle_part, to_parent=to_parent)
-            Pickler(io.BytesIO(), shipment).dump(part)
-            shipment.close()
+            pickler = Pickler(io.BytesIO(), 5)
+            pickler.to_parent = to_parent
+            pickler.dump(part)
+            pickler.shipment.close()
         except Exception as failure:
             return failure
         return None

@@ -34,12 +34,42 @@ def _as_plain(pickler: Pickler, value: Any) -> Any:
     return NotImplemented
 
 
+# Functions and classes that were found to go by reference, by id: pickle looks them up by name anyway, and
+# fails if the name has been bound to something else since; then these are forgotten, and it is tried again.
+_references: dict[int, weakref.ref[Any]] = {}
+
+
+def forget_references() -> bool:
+    """Whether there were any."""
+    known = bool(_references)
+    _references.clear()
+    return known
+
+
+def _by_reference(value: Any) -> Any:
+    identity = id(value)
+    try:
+        _references[identity] = weakref.ref(value, lambda _: _references.pop(identity, None) and None)
+    except TypeError:
+        pass
+    return NotImplemented
+
+
 def reduce_class(pickler: Pickler, value: type) -> Any:
-    return pickler.shipment.reduce_class(value)
+    """A class of any metaclass."""
+    known = _references.get(id(value))
+    if known is not None and known() is value:
+        return NotImplemented
+    reduced = pickler.shipment.reduce_class(value)
+    return _by_reference(value) if reduced is NotImplemented else reduced
 
 
 def _reduce_function(pickler: Pickler, value: types.FunctionType) -> Any:
-    return pickler.shipment.reduce_function(value, pickler.inline)
+    known = _references.get(id(value))
+    if known is not None and known() is value:
+        return NotImplemented
+    reduced = pickler.shipment.reduce_function(value, pickler.inline)
+    return _by_reference(value) if reduced is NotImplemented else reduced
 
 
 def _reduce_cell(pickler: Pickler, value: types.CellType) -> Any:
@@ -182,9 +212,13 @@ _LAST_NUMPY_TYPE = 23  # NPY_HALF: the numbers below 24 are NumPy's own types
 
 
 def _ndarray(shape: tuple[int, ...], dtype: Any, data: Any, order: str) -> Any:
-    import numpy as np
+    global _numpy_array
+    if _numpy_array is None:
+        from numpy import ndarray as _numpy_array
+    return _numpy_array(shape, dtype, data, 0, None, order)
 
-    return np.ndarray(shape, dtype, data, 0, None, order)  # type: ignore[arg-type]
+
+_numpy_array: Any = None
 
 
 def _reduce_type_variable(pickler: Pickler, value: Any) -> Any:

@@ -255,6 +255,21 @@ def test_a_large_global_is_seen_when_it_is_bound_anew() -> None:
     assert codec.dump_function(reads) != first
 
 
+def _named() -> int:
+    return 1
+
+
+def test_a_name_that_is_bound_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    function, cls = _named, Holder
+    assert codec.loads(codec.dumps([function, cls])) == [function, cls]
+    codec.dump_function(function)
+    monkeypatch.setitem(globals(), "_named", None)
+    monkeypatch.setitem(globals(), "Holder", None)
+    assert codec.loads(codec.dumps([function]))[0]() == 1  # by value now
+    assert codec.loads(codec.dumps([cls]))[0] is cls
+    assert codec.load_function(codec.dump_function(lambda: function))()() == 1
+
+
 def test_nothing_leaks() -> None:
     def make() -> tuple[weakref.ref[Any], ...]:
         namespace: dict[str, Any] = {"__name__": "nowhere", "helper": None}
