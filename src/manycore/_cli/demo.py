@@ -29,6 +29,7 @@ from manycore._cli.analysis import FileReport, FunctionReport, library_files, qu
 from manycore._cli.exits import FAILED, CommandError
 from manycore._launch.machine import cpu_count
 from manycore._observe.progress import start_progress
+from manycore.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -124,7 +125,7 @@ def _in_threads(count: int, paths: list[str]) -> Iterable[tuple[int, FileReport,
 
 
 def _in_processes(count: int, paths: list[str]) -> Iterable[tuple[int, FileReport, float]]:
-    with manycore.Pool(count, quiet, name="demo", preload=(timed_analysis.__module__,)) as pool:
+    with Pool(count, quiet, name="demo", preload=(timed_analysis.__module__,)) as pool:
         for outcome in pool.outcomes(timed_analysis, paths, ordered=False):
             if outcome.error is not None:
                 raise CommandError(f"a worker failed on {outcome.item}: {outcome.error}", FAILED)
