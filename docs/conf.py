@@ -48,6 +48,9 @@ TITLES = {
 }
 
 
+FURTHER = ["connection", "queues"]  # public modules that are the home of no name of the face
+
+
 def directive(module: object, name: str) -> str:
     """The lines that document one public name."""
     value = getattr(module, name)
@@ -64,7 +67,7 @@ def directive(module: object, name: str) -> str:
 def write_reference(folder: Path) -> None:
     """Writes a page a module; leaves those alone that would not change."""
     folder.mkdir(exist_ok=True)
-    for home in sorted(set(manycore._HOMES.values())):
+    for home in sorted({*manycore._HOMES.values(), *FURTHER}):
         names = sorted((name for name, where in manycore._HOMES.items() if where == home), key=str.lower)
         module = importlib.import_module(f"manycore.{home}")
         exported = getattr(module, "__all__", ()) if home[0] != "_" else ()
