@@ -70,14 +70,27 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """Returns the processor time that processes have used, with a resolution of 10 ms."""
-    ticks = 0
+def cpu_seconds(pids: Sequence[int]) -> dict[int, float]:
+    """Returns the processor time that each process has used, without those that are gone.
+
+    To the nanosecond where the kernel counts it so, else in ticks of 10 ms.
+    """
+    used: dict[int, float] = {}
     for pid in pids:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        try:
+            used[pid] = sum(_thread_seconds(f"/proc/{pid}/task/{thread}") for thread in os.listdir(f"/proc/{pid}/task"))
+        except FileNotFoundError:
+            continue
+    return used
+
+
+def _thread_seconds(folder: str) -> float:
+    if os.path.exists(f"{folder}/schedstat"):
+        with open(f"{folder}/schedstat", "rb") as schedstat:
+            return int(schedstat.read().split()[0]) / 1e9
+    with open(f"{folder}/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / float(os.sysconf("SC_CLK_TCK"))
 
 
 def descendants(root: int) -> list[int]:
