@@ -39,7 +39,7 @@ Record = tuple[int, int, int, int, bool, int, Any]
 """(task, item, status, took_ns, plain, flags, value), as `ResultRing.take` gives it."""
 
 # A worker's result ring. Shorter than the caches, long enough for 5,000 small results.
-RING_BYTES: Final = 256 * 1024
+RING_BYTES: Final = 256 * 1024 + 4096  # the data is a power of two, and there is a header
 
 # How long workers that were told to stop may take to end, before they are killed.
 STOP_GRACE: Final = 5.0  # seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from manycore._memory.arena import Arena, ArenaFull, ArenaView
 
 
 @pytest.fixture
-def arena() -> Iterator[Arena]:
+def arena() -> Arena:
     return Arena(64 << 20)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
@@ -10,18 +11,17 @@ import pytest
 
 from manycore import Certificate, TaskTimeout, WorkerDied
 from manycore._engine.death import death_error, shorten
-from manycore.errors import BrokenProcessPool
 
 
 class Rude:
     def __repr__(self) -> NoReturn:
         raise AssertionError("a message must not run this")
 
-    __str__ = __len__ = __iter__ = __repr__  # type: ignore[assignment]
+    __str__ = __len__ = __iter__ = __repr__
 
 
 class RudeList(list):  # type: ignore[type-arg]
-    __repr__ = __len__ = __iter__ = Rude.__repr__  # type: ignore[assignment]
+    __repr__ = __len__ = __iter__ = Rude.__repr__
 
 
 @pytest.mark.parametrize(
