@@ -124,6 +124,6 @@ def test_the_demo_finds_the_same_three_ways() -> None:
     assert complexities == sorted(complexities, reverse=True)
     serial, _, processes = report["runs"]
     assert serial["speedup"] == 1
-    # What other programs took from the cores is not the fault of the pool: with two cores free it is 1.8.
-    if report["cores"] >= 2 and max(way["others_cores"] for way in report["runs"]) < 0.05:
+    # What other programs took from the cores (in it a little for the start of the workers) is not the pool's fault.
+    if report["cores"] >= 2 and max(way["others_cores"] for way in report["runs"]) < 0.08:
         assert processes["speedup"] >= 1.8
