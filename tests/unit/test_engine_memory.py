@@ -82,3 +82,33 @@ def test_an_arena_rests_when_nothing_is_put() -> None:
     assert arena.stats().resident_bytes <= 4 * MIB
     (ref,) = arena.put([b"x"])
     assert arena.tend(later) is not None
+
+
+def make_shared(value: int) -> Any:
+    array = manycore.SharedArray(3, np.int64, values=value)
+    return {"array": array, "big": np.full(100_000, value) if value % 2 else None}
+
+
+@pytest.mark.parametrize("max_tasks", [None, 1])
+def test_shared_memory_that_a_task_made_outlives_its_worker(max_tasks: int | None) -> None:
+    with manycore.ProcessPoolExecutor(2, max_tasks_per_child=max_tasks) as executor:
+        futures = [executor.submit(make_shared, value) for value in range(6)]
+    for value, future in enumerate(futures):  # the workers have ended, nothing was unpickled yet
+        result = future.result()
+        assert type(result["array"]) is manycore.SharedArray
+        assert list(result["array"]) == [value] * 3
+        assert result["big"] is None or result["big"][99_999] == value
+
+
+def test_results_that_are_never_looked_at_hold_nothing() -> None:
+    with manycore.ProcessPoolExecutor(1) as executor:
+        executor.submit(make_shared, 1).result()
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        futures = [executor.submit(make_shared, value) for value in range(20)]
+        while not all(future.done() for future in futures):
+            futures[-1].exception()
+        del futures
+        gc.collect()
+        executor.submit(int).result()
+        assert len(os.listdir("/proc/self/fd")) <= before

@@ -21,6 +21,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore._memory import codec
+from manycore._memory.segment import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
     from manycore._engine.spool import Range
     from manycore._memory.arena import Arena, ArenaView, Block, Ref
 
-__all__ = ["INLINE_PICKLE_BYTES", "Manifest", "Parcel", "unpack"]
+__all__ = ["INLINE_PICKLE_BYTES", "Manifest", "Parcel", "claim", "unpack", "with_claims"]
 
 _HEAD: Final = Struct("<II")  # how many refs, and whether the pickle is in the last of them
+
+_COUNT: Final = Struct("<Q")
+_HANDLE: Final = Struct("<QQQQ")  # pid, descriptor, device, inode
 
 # A pickle this short stays in the manifest: a block for it would cost more than its copy.
 INLINE_PICKLE_BYTES: Final = 256
@@ -75,15 +79,32 @@ class Manifest:
 class Parcel:
     """What a manifest named, taken: a pickle and its buffers."""
 
-    __slots__ = ("blocks", "pickled")
+    __slots__ = ("blocks", "claim", "error", "pickled")
 
-    def __init__(self, pickled: bytes | memoryview | Block, blocks: list[Block]) -> None:
+    def __init__(self, pickled: bytes | memoryview | Block, blocks: list[Block], error: OSError | None = None) -> None:
+        self.error = error  # why it could not be taken
         self.pickled = pickled
         self.blocks = blocks
+        self.claim: Claim | None = None  # on shared memory that the pickle names
 
     def open(self) -> Any:
         """Rebuild the value; its large buffers are the blocks themselves."""
+        if self.error is not None:
+            raise self.error
         return codec.loads(memoryview(self.pickled), buffers=self.blocks)
+
+
+def with_claims(owners: Sequence[Any], data: bytes) -> bytes:
+    """Put before a record's bytes how to get the shared memory that its pickle names."""
+    handles = [owner.handle() for owner in owners]
+    return b"".join((_COUNT.pack(len(handles)), *(_HANDLE.pack(*handle) for handle in handles), data))
+
+
+def claim(data: bytes) -> tuple[Claim, bytes]:
+    """The other side: claim it, so that its sender may go before the pickle is loaded; the rest of the bytes."""
+    (count,) = _COUNT.unpack_from(data)
+    end = _COUNT.size + count * _HANDLE.size
+    return Claim(_HANDLE.iter_unpack(data[_COUNT.size : end])), data[end:]
 
 
 def unpack(view: ArenaView, data: bytes | memoryview) -> Parcel:

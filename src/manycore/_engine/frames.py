@@ -13,6 +13,7 @@ from typing import Final
 __all__ = [
     "CALL",
     "CHUNK",
+    "CLAIMS",
     "HEADER",
     "INIT_FAILED",
     "LEAVING",
@@ -36,6 +37,7 @@ CALL: Final = 0  # the payload is (args, kwargs)
 CHUNK: Final = 1  # the payload is a list of items, each the function's only argument
 STAR: Final = 2  # with CHUNK: each item is the tuple of its arguments
 SPOOLED: Final = 4  # the payload is WHERE
+CLAIMS: Final = 16  # flag of a record: it begins with the handles to shared memory in the pickle, see cargo.py
 PACKED: Final = 8  # the payload is a manifest, see cargo.py; also a flag of a record
 
 # status of a record

@@ -398,8 +398,8 @@ class Engine:
                     worker.parts.append(value)
                     value = b"".join(worker.parts)
                     worker.parts = []
-                if flags & frames.PACKED:
-                    value = worker.unpack(value)
+                if flags & (frames.PACKED | frames.CLAIMS):
+                    value = worker.open_cargo(flags, value)
                 self._settle(worker, task_id, item, status, took_ns, value)
         worker.position = 0
         inbox.clear()

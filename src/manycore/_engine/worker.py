@@ -16,22 +16,26 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine import frames, identity
-from manycore._engine.cargo import Manifest, unpack
+from manycore._engine.cargo import Manifest, unpack, with_claims
 from manycore._engine.failure import dump_failure
 from manycore._engine.spool import read_exactly
 from manycore._memory import codec
 from manycore._memory.arena import Arena, ArenaFull, ArenaView, default_budget
-from manycore._memory.segment import Segment
+from manycore._memory.segment import Segment, collecting
 from manycore._native.ring import FRAGMENT_BYTES, ResultRing, TaskRing, now_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["main"]
+
+# How long a worker that leaves waits for the parent to claim what it has sent by handle.
+LEAVE_NS: Final = 2_000_000_000
 
 # Functions that a worker keeps loaded. Each costs its code and its closure; a forgotten one is loaded again.
 FUNCTIONS_KEPT: Final = 256
@@ -82,6 +86,7 @@ class _Worker:
         _, self.spool_fd, self.arguments_fd, _, self.results_fd = fds
         self.files = {fd: _identity(fd) for fd in (self.spool_fd, self.arguments_fd)}
         self.arenas = arenas
+        self.sends_handles = False
         self.view: ArenaView | None = None  # of the parent's arena, once a large argument came
         self.arena: Arena | None = None  # our own, once there was a large result
         self.functions = _Functions(self.spool_fd)
@@ -167,19 +172,32 @@ class _Worker:
 
     def put_result(self, task: int, item: int, took_ns: int, result: Any) -> None:
         buffers: list[Any] = []
+        kept: list[Any] = []  # what is sent by handle: the parent claims it when the record comes
+        flags = 0
         try:
-            data = codec.dumps(result, buffers=buffers, to_parent=True)
-            if buffers or len(data) > FRAGMENT_BYTES:
-                packed = self.pack(data, buffers)
-                if packed is not None:
-                    self.results.put(task, item, frames.OK, took_ns, packed, frames.PACKED)
-                    return
-                data = codec.dumps(result, to_parent=True)
+            with collecting(kept):
+                data = codec.dumps(result, buffers=buffers, to_parent=True)
+                if buffers or len(data) > FRAGMENT_BYTES:
+                    packed = self.pack(data, buffers)
+                    if packed is None:
+                        kept.clear()
+                        data = codec.dumps(result, to_parent=True)
+                    else:
+                        data, flags = packed, frames.PACKED
+            if kept:
+                data, flags = with_claims(kept, data), flags | frames.CLAIMS
+                self.sends_handles = True
         except BaseException as error:
             self.results.put(task, item, frames.UNPICKLABLE, took_ns, dump_failure(error))
             error.__traceback__ = None
         else:
-            self.results.put(task, item, frames.OK, took_ns, data)
+            self.results.put(task, item, frames.OK, took_ns, data, flags)
+
+    def leave(self) -> None:
+        """Before an exit in order: what was sent by handle must have been claimed."""
+        end = now_ns() + LEAVE_NS
+        while self.sends_handles and not self.results.empty() and now_ns() < end:
+            time.sleep(0.001)
 
 
 def _identity(fd: int) -> tuple[int, int] | None:
@@ -214,10 +232,12 @@ def main(payload: bytes, fds: list[int]) -> int:
             return 1
     results.put(0, 0, frames.READY, 0, b"")
     tasks.notify()
+    worker = _Worker(index, tasks, results, fds, setup["arenas"])
     try:
-        _Worker(index, tasks, results, fds, setup["arenas"]).run(setup["max_tasks"])
+        worker.run(setup["max_tasks"])
     except _Crippled:
         pass  # it has given its task back
+    worker.leave()
     results.put(0, 0, frames.LEAVING, 0, b"")
     tasks.notify()
     return 0

@@ -18,8 +18,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch
-from manycore._engine import identity
-from manycore._engine.cargo import unpack
+from manycore._engine import frames, identity
+from manycore._engine.cargo import Parcel, claim, unpack
 from manycore._engine.dispatch import Sight
 from manycore._memory import codec
 from manycore._memory.arena import ArenaView
@@ -29,7 +29,6 @@ from manycore._native.ring import ResultRing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from manycore._engine.cargo import Parcel
     from manycore._engine.settings import Settings
     from manycore._native.ring import TaskRing
 
@@ -74,11 +73,22 @@ class Worker:
         self.parts: list[bytes] = []
         self.leaving = False
 
-    def unpack(self, manifest: bytes) -> Parcel:
-        """Take a large result out of the worker's arena."""
-        if self._view is None:
-            self._view = ArenaView(os.dup(self.arena_fd))
-        return unpack(self._view, manifest)
+    def open_cargo(self, flags: int, data: bytes) -> Parcel:
+        """Take what a record's bytes name, before the worker may go: blocks of its arena, shared memory."""
+        claims = None
+        try:
+            if flags & frames.CLAIMS:
+                claims, data = claim(data)
+            if flags & frames.PACKED:
+                if self._view is None:
+                    self._view = ArenaView(os.dup(self.arena_fd))
+                parcel = unpack(self._view, data)
+            else:
+                parcel = Parcel(data, [])
+        except OSError as error:  # no descriptor, no address space: this one result cannot be had
+            parcel = Parcel(b"", [], error)
+        parcel.claim = claims
+        return parcel
 
     def close(self) -> None:
         """Give its descriptors back; results that were taken keep what they need."""

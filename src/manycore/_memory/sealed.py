@@ -122,6 +122,10 @@ class Sealed:
             del known
         os.close(fd)
 
+    def handle(self) -> tuple[int, int, int, int]:
+        """As `Segment.handle`."""
+        return (os.getpid(), self._fd, *self._inode)
+
     def __reduce__(self) -> tuple[Callable[..., object], tuple[Any, ...]]:
         return _receive, (self._inode, self.size, send_fd(self._fd, self, self.size))
 

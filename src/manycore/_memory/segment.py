@@ -13,8 +13,9 @@ Invariants:
     its size never changes (sealed), so a mapping of it is valid for ever;
     a process maps a segment once: equal inodes are the same `Segment` object.
 In flight: a handle names its sender's descriptor, so what was pickled must stay open until it is received.
-    Who knows when that is collects it (`collecting`); for everybody else the last things that were sent are
-    kept open for half a minute, a bounded number of them.
+    Who knows when that is collects it (`collecting`); the last things that were sent are kept open for half a
+    minute besides, a bounded number of them. A receiver that will load a pickle later claims what it names when
+    it arrives (`Claim`): from then on its sender may go.
 If a process dies:
     in `create`: the kernel frees the memory with the descriptor.
     the sender, before the handle is received: the receiver gets a clear OSError.
@@ -38,10 +39,10 @@ from manycore._native.mapping import Mapping, allocate
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
-__all__ = ["Segment", "collecting", "create_memfd", "forget_in_flight", "receive_fd", "seal", "send_fd"]
+__all__ = ["Claim", "Segment", "collecting", "create_memfd", "forget_in_flight", "receive_fd", "seal", "send_fd"]
 
 # Above this size a request is compared with the memory that is left, which takes some 50 us: the kernel
 # itself refuses a memfd nothing, and lets its out-of-memory killer choose a victim later.
@@ -173,6 +174,10 @@ class Segment:
             self.fd = -1
             os.close(fd)
 
+    def handle(self) -> tuple[int, int, int, int]:
+        """(pid, descriptor, device, inode): what a `Claim` is made of."""
+        return (os.getpid(), self.fd, *self.inode)
+
     def __reduce__(self) -> tuple[Callable[..., Segment], tuple[Any, ...]]:
         if self.fd < 0:
             raise ValueError("a closed segment cannot be sent")
@@ -212,7 +217,6 @@ def _keep_in_flight(owner: object, size: int) -> None:
     kept = getattr(_collector, "kept", None)
     if kept is not None:
         kept.append(owner)
-        return
     now = time.monotonic()
     dropped = []  # their finalizers run when nothing here is half done
     with _known_lock:
@@ -265,6 +269,40 @@ def send_fd(fd: int, owner: object, size: int = 0) -> tuple[int, int] | Any:
     return os.getpid(), fd
 
 
+# inode -> descriptors that claims hold open
+_claimed: dict[tuple[int, int], list[int]] = {}
+
+
+class Claim:
+    """Holds what a pickle names open from the pickle's arrival until it is loaded, whatever becomes of its sender.
+
+    Args:
+        handles: (pid, descriptor, device, inode), as `Segment.handle` gives them. Those that are gone already are
+            left out: the load will say so.
+    """
+
+    __slots__ = ("_fds",)
+
+    def __init__(self, handles: Iterable[tuple[int, int, int, int]]) -> None:
+        self._fds: list[tuple[tuple[int, int], int]] = []
+        for pid, number, device, inode in handles:
+            try:
+                fd = receive_fd((pid, number), (device, inode))
+            except OSError:
+                continue
+            self._fds.append(((device, inode), fd))
+            _claimed.setdefault((device, inode), []).append(fd)
+
+    def __del__(self) -> None:
+        for inode, fd in self._fds:
+            fds = _claimed.get(inode, [])
+            if fd in fds:
+                fds.remove(fd)
+                if not fds:
+                    _claimed.pop(inode, None)
+            os.close(fd)
+
+
 def receive_fd(handle: tuple[int, int] | Any, inode: tuple[int, int], mode: int = os.O_RDWR) -> int:
     """A descriptor of this process for what `send_fd` gave.
 
@@ -278,17 +316,25 @@ def receive_fd(handle: tuple[int, int] | Any, inode: tuple[int, int], mode: int 
     """
     if not isinstance(handle, tuple):
         fd: int = handle.detach()
+        pid = os.getppid()
     else:
         pid, number = handle
         try:
             fd = os.open(f"/proc/{pid}/fd/{number}", mode | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise _gone(pid) from None
+        except (FileNotFoundError, ProcessLookupError):
+            return _receive_claimed(pid, inode)
     status = os.fstat(fd)
     if (status.st_dev, status.st_ino) != inode:
         os.close(fd)
-        raise _gone(handle[0] if isinstance(handle, tuple) else os.getppid())
+        return _receive_claimed(pid, inode)
     return fd
+
+
+def _receive_claimed(pid: int, inode: tuple[int, int]) -> int:
+    claimed = _claimed.get(inode)
+    if not claimed:
+        raise _gone(pid)
+    return os.dup(claimed[-1])
 
 
 def _gone(pid: int) -> OSError:
