@@ -36,6 +36,7 @@ from manycore._native.arena import ArenaFull, Block, BlockArena, BlockView
 
 TYPE_CHECKING = False  # typing and dataclasses are not imported on a worker's way
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NamedTuple, Self
 else:
     NamedTuple = object
@@ -142,11 +143,11 @@ class Arena(BlockArena):
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound here: modules are emptied before
         fd = getattr(self, "fd", -1)
         if fd >= 0:
             self.fd = -1
-            os.close(fd)
+            close(fd)
 
     def _room(self, size: int) -> None:
         require_bytes(size)
@@ -196,11 +197,11 @@ class ArenaView(BlockView):
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound here: modules are emptied before
         fd = getattr(self, "fd", -1)
         if fd >= 0:
             self.fd = -1
-            os.close(fd)
+            close(fd)
 
 
 # Forks that met held blocks: number -> the read end of a pipe whose write end only the child has. The end of

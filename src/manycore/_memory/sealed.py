@@ -38,15 +38,15 @@ _PART = struct.Struct("<QQ")  # offset; length
 _F_SEAL_FUTURE_WRITE = 0x0010  # Linux 5.1; `fcntl` has no name for it before CPython 3.14
 _CHECKED_BYTES = 8 << 20  # as in segment.py
 
-# inode -> (page 0, the object): what this process has unpickled. Guarded by the lock, which is not held while an
+# inode -> (page 0, the object): what this process has unpickled. Guarded by the lock (re-entered by a finalizer), not held while an
 # object is unpickled, since that may run any code; two threads may then both do it, and the first one's is kept.
 _objects: dict[tuple[int, int], tuple[memoryview, object]] = {}
-_objects_lock = threading.Lock()
+_objects_lock = threading.RLock()
 
 
 def _after_fork_in_child() -> None:
     global _objects_lock
-    _objects_lock = threading.Lock()
+    _objects_lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -111,16 +111,19 @@ class Sealed:
         """The object, as every receiver gets it: its arrays are read-only views of the shared memory."""
         return _remembered(self._inode, self.size, lambda: os.dup(self._fd))
 
-    def __del__(self) -> None:
+    def __del__(
+        self, getpid: Callable[[], int] = os.getpid, close: Callable[[int], None] = os.close
+    ) -> None:  # bound here, since modules are emptied before the last objects go
         fd, self._fd = getattr(self, "_fd", -1), -1
         if fd < 0:
             return
-        if self._pid == os.getpid():
+        if self._pid == getpid():
             self._page[0] = 1
-            with _objects_lock:
-                known = _objects.pop(self._inode, None)
-            del known
-        os.close(fd)
+            if _objects_lock is not None:
+                with _objects_lock:
+                    known = _objects.pop(self._inode, None)
+                del known
+        close(fd)
 
     def handle(self) -> tuple[int, int, int, int]:
         """As `Segment.handle`."""

@@ -168,11 +168,11 @@ class Segment:
             os.close(fd)
         self.buffer = memoryview(b"")
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound here: modules are emptied before
         fd = getattr(self, "fd", -1)
         if fd >= 0:
             self.fd = -1
-            os.close(fd)
+            close(fd)
 
     def handle(self) -> tuple[int, int, int, int]:
         """(pid, descriptor, device, inode): what a `Claim` is made of."""
@@ -293,14 +293,16 @@ class Claim:
             self._fds.append(((device, inode), fd))
             _claimed.setdefault((device, inode), []).append(fd)
 
-    def __del__(self) -> None:
+    def __del__(
+        self, close: Callable[[int], None] = os.close, claimed: dict[tuple[int, int], list[int]] = _claimed
+    ) -> None:  # bound here, since modules are emptied before the last objects go
         for inode, fd in self._fds:
-            fds = _claimed.get(inode, [])
+            fds = claimed.get(inode, [])
             if fd in fds:
                 fds.remove(fd)
                 if not fds:
-                    _claimed.pop(inode, None)
-            os.close(fd)
+                    claimed.pop(inode, None)
+            close(fd)
 
 
 def receive_fd(handle: tuple[int, int] | Any, inode: tuple[int, int], mode: int = os.O_RDWR) -> int:
