@@ -9,7 +9,8 @@ sent to processes that already run: as a task's argument, through another queue,
 There is no feeder thread. When `put` returns, the item is in the queue's memory, which belongs to all who
 have the queue: it survives the exit, and the death, of the process that put it. What cannot be pickled
 raises in `put`, at the caller's line. An unbounded queue grows as long as there is memory; then `put` raises
-OSError. `close`, `join_thread` and `cancel_join_thread` keep their names and have nothing to wait for.
+OSError. What was read is used again; beyond 64 MiB of such memory, the pages go back to the system.
+`close`, `join_thread` and `cancel_join_thread` keep their names and have nothing to wait for.
 
 Code that items bring along (objects of `__main__`) goes by value, as `manycore._memory.by_value` tells.
 
@@ -37,6 +38,7 @@ from typing import Any, Self
 from weakref import WeakValueDictionary
 
 from manycore._memory import codec
+from manycore._memory.available import require_bytes
 from manycore._memory.segment import create_memfd, receive_fd, send_fd
 from manycore._native.queue import RecordQueue
 
@@ -76,6 +78,9 @@ class _Shared(RecordQueue):
         self._inode = (status.st_dev, status.st_ino)
         with _known_lock:
             _known.setdefault(self._inode, self)
+
+    def _require(self, size: int) -> None:
+        require_bytes(size)
 
     def _encode(self, value: Any) -> list[Any]:
         buffers: list[Any] = []

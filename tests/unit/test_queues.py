@@ -255,6 +255,35 @@ def test_memory_is_used_again() -> None:
     assert many._memory_bytes() <= 2 * 1024 * 1024
 
 
+def test_memory_comes_back() -> None:
+    many = queues.Queue()
+
+    def held() -> int:
+        return os.stat(many._fd).st_blocks * 512
+
+    content = os.urandom(1_000_000)
+    for _ in range(2):
+        many.put_many([content] * 150)
+        assert held() > 140_000_000
+        for _ in range(150):
+            assert many.get() == content
+        assert held() < 96 << 20
+
+
+def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(size: int) -> None:
+        raise OSError(28, f"no {size} bytes")
+
+    monkeypatch.setattr(queues, "require_bytes", refuse)
+    many = queues.Queue()
+    with pytest.raises(OSError, match="no 16777216 bytes"):
+        for _ in range(100):
+            many.put(bytes(1_000_000))
+    assert 10 < many.qsize() < 100
+    assert len(many.get_many()) < 100
+    many.put(1)
+
+
 def test_types_that_programs_ask_for() -> None:
     assert isinstance(queues.Queue(), multiprocessing.queues.Queue)
     assert isinstance(queues.SimpleQueue(), multiprocessing.queues.SimpleQueue)

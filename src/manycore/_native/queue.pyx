@@ -61,6 +61,7 @@ cdef extern from "queue.h" nogil:
         mc_word items_awaited
         mc_word room_awaited
         uint32_t allocated
+        uint32_t free_count
         uint64_t done
         mc_word joined
     ctypedef struct mc_queue_handle:
@@ -113,6 +114,7 @@ cdef enum:
     BYTES = 1
     CODED = 2
 
+cdef uint64_t CHECKED_BLOCKS = 512  # 16 MiB; looking costs some 50 us
 cdef int64_t PATIENCE_NS = 100000000  # of who will not wait, for a lock that is held while a record is copied
 cdef int EVERYBODY = 0x7fffffff
 
@@ -146,6 +148,7 @@ cdef class RecordQueue:
     cdef object __weakref__
     cdef readonly bint closed  # by this object's owner; says nothing about other processes
     cdef object shut_down_error
+    cdef uint64_t checked_blocks  # the file may grow to this many before somebody looks whether there is memory
 
     def __cinit__(self, *args, **kwargs):
         self.handle.fd = -1
@@ -159,13 +162,17 @@ cdef class RecordQueue:
         if error:
             raise system_error(error, "cannot map a queue")
         self.shut_down_error = shut_down_error
+        self.checked_blocks = CHECKED_BLOCKS
 
     def __dealloc__(self):
         mc_queue_close(&self.handle)
         if self.handle.fd >= 0:
             close(self.handle.fd)
 
-    # What values become. Replaced by subclasses.
+    # Replaced by subclasses.
+
+    def _require(self, size):
+        """Raises OSError when the machine cannot give that many bytes."""
 
     def _encode(self, value):
         """The pieces of a value, the first of which is bytes that say how to join them."""
@@ -272,6 +279,9 @@ cdef class RecordQueue:
         cdef uint64_t room
         if s is NULL:
             raise RuntimeError("this queue has no memory")
+        if s.allocated > self.checked_blocks and s.free_count < 128:  # it is about to grow
+            self._require(CHECKED_BLOCKS * MC_QUEUE_BLOCK)
+            self.checked_blocks = s.allocated + CHECKED_BLOCKS
         mc_waiting_begin(&waiting, deadline_ns)
         try:
             while True:
@@ -513,7 +523,7 @@ cdef class RecordQueue:
         return self.handle.fd
 
     def _memory_bytes(self):
-        """Bytes that the queue's file has, for all processes together."""
+        """Bytes that the queue's file has had, for all processes together."""
         return self.handle.shared.allocated * <uint64_t>MC_QUEUE_BLOCK
 
     def _close(self):

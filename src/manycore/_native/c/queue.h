@@ -13,6 +13,9 @@
  * that readers gave back, one never used; the file grows as it is used. Each process maps the file in
  * extents that double, as it meets them, so nothing is ever moved.
  *
+ * Beyond MC_QUEUE_KEPT free blocks, those given back return their pages to the system, but for the first,
+ * which has the links; a writer that takes such a block asks for pages again, so it can fail but not fault.
+ *
  * Publishing. Each end is a pair of states and a version: the state of version v is state[v & 1], and the
  * version is stored after it. So position and count change in one store, and what a writer had copied before
  * it died is as if it had never been. Each version is also the word on which the other side sleeps.
@@ -41,11 +44,14 @@
 #include "fault.h"
 #include "lock.h"
 
+#include <linux/falloc.h>
+
 #define MC_QUEUE_MAGIC 0x55455551u /* "QUEU" */
 #define MC_QUEUE_BLOCK 32768u      /* bytes; less makes more links, more makes a larger empty queue */
 #define MC_QUEUE_DATA (MC_QUEUE_BLOCK - 16u)
 #define MC_QUEUE_HEADER 4096u
 #define MC_QUEUE_EXTENTS 26        /* 2^25 blocks, 1 TiB */
+#define MC_QUEUE_KEPT 2048u        /* blocks given back that keep their pages: 64 MiB; less makes a large queue slower */
 #define MC_QUEUE_STEP 128u         /* blocks by which the file grows at most: 4 MiB */
 #define MC_QUEUE_KIND_SHIFT 56
 
@@ -74,6 +80,7 @@ typedef struct {
     _Alignas(MC_CACHE_LINE) mc_word items_awaited; /* set by readers, cleared by writers */
     _Alignas(MC_CACHE_LINE) mc_word room_awaited;  /* set by writers, cleared by readers */
     _Alignas(MC_CACHE_LINE) mc_word free;          /* index + 1 of the block given back last; 0 is none */
+    _Atomic uint32_t free_count;                   /* about; a death may make it too large or too small */
     _Alignas(MC_CACHE_LINE) _Atomic uint32_t fresh; /* the first block never used; W */
     _Atomic uint32_t allocated;                    /* blocks that the file has; W */
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t done; /* items declared done, of those put */
@@ -85,7 +92,8 @@ _Static_assert(sizeof(mc_queue) <= MC_QUEUE_HEADER, "the header is one page");
 typedef struct {
     _Atomic uint32_t next;      /* index + 1 of the block behind; W */
     _Atomic uint32_t next_free; /* R, while the block is given back */
-    uint32_t reserved[2];
+    _Atomic uint32_t bare;      /* its pages but the first went back to the system; R, then W */
+    uint32_t reserved;
     unsigned char data[MC_QUEUE_DATA];
 } mc_queue_block;
 
@@ -238,6 +246,14 @@ static inline mc_queue_cursor mc_queue_cursor_at(mc_queue_handle *q, mc_queue_pl
     return cursor;
 }
 
+static inline void mc_queue_push(mc_queue *s, mc_queue_block *block, uint32_t number) {
+    uint32_t top = atomic_load_explicit(&s->free, memory_order_relaxed);
+    do atomic_store_explicit(&block->next_free, top, memory_order_relaxed);
+    /* release: pairs with the acquire in mc_queue_extend */
+    while (!atomic_compare_exchange_weak_explicit(&s->free, &top, number, memory_order_release, memory_order_relaxed));
+    atomic_fetch_add_explicit(&s->free_count, 1, memory_order_relaxed);
+}
+
 /* Moves to the block behind, which is taken from somewhere if there is none; 0 or errno. */
 static inline int mc_queue_extend(mc_queue_handle *q, mc_queue_cursor *c) {
     mc_queue *s = q->shared;
@@ -252,6 +268,20 @@ static inline int mc_queue_extend(mc_queue_handle *q, mc_queue_cursor *c) {
             if (atomic_compare_exchange_weak_explicit(&s->free, &free, below, memory_order_acquire,
                                                       memory_order_acquire))
                 break;
+        }
+        if (free != 0) {
+            mc_queue_block *block = mc_queue_block_at(q, free - 1);
+            atomic_fetch_sub_explicit(&s->free_count, 1, memory_order_relaxed);
+            if (atomic_load_explicit(&block->bare, memory_order_relaxed)) {
+                int error;
+                do error = posix_fallocate(q->fd, mc_queue_file_offset(free - 1), MC_QUEUE_BLOCK);
+                while (error == EINTR);
+                if (error) { /* as it was */
+                    mc_queue_push(s, block, free);
+                    return error;
+                }
+                atomic_store_explicit(&block->bare, 0, memory_order_relaxed);
+            }
         }
         if (free == 0) {
             uint32_t fresh = atomic_load_explicit(&s->fresh, memory_order_relaxed);
@@ -349,12 +379,14 @@ static inline void mc_queue_give_back(mc_queue_handle *q, uint32_t first, uint32
         mc_queue_block *block = mc_queue_block_at(q, first);
         if (block == NULL) return;
         uint32_t next = atomic_load_explicit(&block->next, memory_order_relaxed);
-        uint32_t top = atomic_load_explicit(&s->free, memory_order_relaxed);
         MC_FAULT("queue:block left");
-        do atomic_store_explicit(&block->next_free, top, memory_order_relaxed);
-        /* release: pairs with the acquire in mc_queue_extend */
-        while (!atomic_compare_exchange_weak_explicit(&s->free, &top, first + 1, memory_order_release,
-                                                      memory_order_relaxed));
+        int32_t count = (int32_t)atomic_load_explicit(&s->free_count, memory_order_relaxed);
+        if (count >= (int32_t)MC_QUEUE_KEPT) {
+            atomic_store_explicit(&block->bare, 1, memory_order_relaxed); /* before the pages go */
+            fallocate(q->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, mc_queue_file_offset(first) + 4096,
+                      MC_QUEUE_BLOCK - 4096);
+        }
+        mc_queue_push(s, block, first + 1);
         first = next - 1;
     }
 }
