@@ -7,6 +7,7 @@
     zygote.py       the clean process that forks children
     worker.py       what a forked child does around the caller's function
     popen.py        how each start method starts a Process; bootstrap.py is the child's side
+    main_module.py  the child's __main__, for those who pickle by reference
     lifeline.py     ties daemonic processes of the standard methods to their parent
     outcome.py      what a process's function returned or raised
     stacks.py       the Python stacks of a running process

@@ -6,6 +6,7 @@ import pickle
 import signal
 from multiprocessing import process, util
 
+from manycore._launch import main_module
 from manycore._memory import codec
 
 __all__ = ["inherited_fds", "main"]
@@ -44,6 +45,7 @@ def main(payload: bytes, fds: list[int]) -> int:
         elif head["log_level"] is not None:
             util.get_logger().setLevel(head["log_level"])
         codec.become_worker(head["main"])
+        main_module.install(head["where"])
         process_obj = codec.loads(memoryview(payload)[4 + size :])
     finally:
         del current._inheriting  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from multiprocessing import context as _std_context
 from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix, process, util
 from typing import TYPE_CHECKING, Any
 
-from manycore._launch import launcher, tree
+from manycore._launch import launcher, main_module, tree
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import exit_code_from_kernel, is_ready
 from manycore._memory import codec
@@ -143,6 +143,7 @@ def _preparation(process_obj: BaseProcess) -> dict[str, Any]:
         "log_to_stderr": util._log_to_stderr,  # type: ignore[attr-defined]
         "log_level": None if logger is None else logger.getEffectiveLevel(),
         "main": codec.describe_main(),
+        "where": main_module.describe(process_obj.name),
     }
 
 
