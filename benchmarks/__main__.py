@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,12 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(outcome)
 
     status = 0
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: with what was finished
     try:
         runner.run_all(runner.plan(workloads, peers, rounds), execute_with_limits, report=keep)
     except KeyboardInterrupt:
         progress.print("interrupted: the tables show what was finished")
         status = 130
     finally:
+        signal.signal(signal.SIGTERM, before)
         limits.close()
     settings = {"workers": options.workers, "rounds": rounds, "quick": options.quick}
     record = runner.record(outcomes, machine=described, limits=measured, versions=versions, settings=settings)

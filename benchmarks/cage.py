@@ -72,7 +72,12 @@ def run_caged(command: Sequence[str], *, timeout: float, result: str | None = No
             cwd=cwd,
             start_new_session=True,
         )
-        in_time = _wait(process.pid, started + timeout, result)
+        try:
+            in_time = _wait(process.pid, started + timeout, result)
+        except BaseException:  # Ctrl-C reaches this process alone
+            _end_all(process.pid, marker, 0.0, spare_helpers=False)
+            process.wait()
+            raise
         seconds = time.monotonic() - started
         deadline = time.monotonic() + (GRACE if in_time else 0.0)
         killed = _end_all(process.pid, marker, deadline, spare_helpers=in_time)

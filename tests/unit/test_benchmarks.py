@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ def gone(pid: int) -> bool:
             return True
         if state in "ZX":
             return True
-        os.sched_yield()
+        time.sleep(0.01)  # between two looks
     return False
 
 
@@ -151,6 +152,37 @@ def test_figures_survive_a_process_that_cannot_exit(monkeypatch: pytest.MonkeyPa
     found = execute(probes.HANGS_AT_EXIT._replace(timeout=2.0))
     assert (found.status, found.values) == ("ok", {"figure": 3.0})
     assert "did not exit by itself" in found.detail
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_what_it_measures_and_keeps_what_was_finished(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
+    written, said = tmp_path / "figures.json", tmp_path / "pid"
+    code = (
+        "import sys, benchmarks.__main__ as command\n"
+        "from tests.unit import benchmark_probes as probes\n"
+        "slow = probes.HANGS_WITH_FAMILY._replace(timeout=600.0)\n"
+        "command.load_all = lambda: [probes.WORKS, slow]\n"
+        "sys.exit(command.main(sys.argv[1:]))"
+    )
+    runner_process = subprocess.Popen(
+        [sys.executable, "-c", code, "--peers", "multiprocessing", "--quick", "--json", str(written)],
+        cwd=runner.ROOT,
+        env={**os.environ, "PROBE_FILE": str(said)},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        while not (said.exists() and said.read_text()):
+            assert runner_process.poll() is None
+            time.sleep(0.01)  # between two looks
+        runner_process.send_signal(signum)
+        assert runner_process.wait() == 130
+    finally:
+        runner_process.kill()
+        runner_process.wait()
+    assert gone(int(said.read_text()))
+    assert [one["status"] for one in json.loads(written.read_text())["measurements"]] == ["ok"]
 
 
 def test_a_cage_returns_the_output() -> None:
