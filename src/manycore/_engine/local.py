@@ -38,25 +38,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch
 from manycore._engine import frames
-from manycore._engine.cargo import Manifest
 from manycore._engine.death import death_error, describe_item
 from manycore._engine.dispatch import Broken, Dispatcher, Failed, Split, Start, Task, TaskState
 from manycore._engine.failure import load_failure
-from manycore._engine.functions import FunctionTable
+from manycore._engine.outbox import Outbox
 from manycore._engine.settings import Settings, Stats
-from manycore._engine.spool import Spool
 from manycore._engine.workforce import Worker, Workforce
-from manycore._memory import codec
-from manycore._memory.arena import Arena, ArenaFull, default_budget
 from manycore._memory.segment import Segment
-from manycore._native.ring import INLINE_BYTES, MORE, WORKERS_MAX, BrokenRing, TaskRing, Turn, now_ns
+from manycore._native.ring import MORE, WORKERS_MAX, BrokenRing, TaskRing, Turn, now_ns
 from manycore.errors import PoolBroken, PoolClosed, RemoteTraceback, ResultLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from manycore._engine.dispatch import Instruction
-    from manycore._engine.functions import Function
     from manycore._engine.future import Future
     from manycore._engine.mapping import MapRun
 
@@ -74,9 +69,6 @@ DRAIN_SECONDS: Final = 0.00005
 
 # How long `terminate` waits for a callback that the collector is in; an orderly end waits until it returns.
 CALLBACK_GRACE: Final = 0.5  # seconds
-
-# Longest payload that travels in a slot, beside the frame's header.
-_INLINE: Final = INLINE_BYTES - frames.HEADER.size
 
 _names = itertools.count(1)
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -97,11 +89,8 @@ class Engine:
         self._segment = Segment.create(TaskRing.nbytes(SLOTS), "manycore-tasks")
         self._tasks = TaskRing(self._segment.buffer, SLOTS)
         self._turn = Turn(self._tasks)
-        self._spool = Spool()
-        self.functions = FunctionTable(self._spool)
-        self._arena = Arena(default_budget(settings.workers + 1), "manycore-arguments")
-        self._tending = False  # whether the collector gives the arena's memory back when nothing is put any more
-        fds = (self._segment.fd, self._spool.fd, self._arena.fd)
+        self.outbox = Outbox(self._tasks, arenas=settings.workers + 1)
+        fds = (self._segment.fd, *self.outbox.fds)
         self._workforce = Workforce(settings, self.name, self._tasks, fds)
         self._collector: threading.Thread | None = None
         self._closed = False  # no new tasks
@@ -165,36 +154,12 @@ class Engine:
         if self._closed:
             self.check_open()
         arguments = (args, kwargs)
-        task = self.encode(self.functions.get(function), arguments, future, roots=("args", "kwargs"))
+        outbox = self.outbox
+        task = outbox.encode(outbox.functions.get(function), arguments, future, roots=("args", "kwargs"))
         future._task = task
-        if task.nbytes <= _INLINE:
+        if type(task.payload) is bytes:  # short: not worth much memory
             future._arguments = arguments
         self.submit(task)
-
-    def encode(self, function: Function, value: Any, sink: Any, *, roots: tuple[str, ...] = (), **options: Any) -> Task:
-        """A task for `submit`. A long payload goes into the arena, or into the spool when that is full.
-
-        In the caller's thread, without locks.
-
-        Raises:
-            TaskPicklingError: A part of `value` cannot be pickled.
-            OSError: Memory is short.
-        """
-        buffers: list[Any] = []
-        payload = codec.dumps(value, buffers=buffers, roots=roots)
-        if not buffers and len(payload) <= _INLINE:
-            return Task(sink, function, payload, nbytes=len(payload), **options)
-        nbytes = len(payload) + sum(buffer.nbytes for buffer in buffers)
-        try:
-            manifest = Manifest(self._arena, payload, buffers)
-            if not self._tending:
-                self._tending = True
-                self._tasks.alarm()
-        except (ArenaFull, OSError):
-            if buffers:
-                payload = codec.dumps(value, roots=roots)
-            return Task(sink, function, self._spool.put(payload), nbytes=nbytes, **options)
-        return Task(sink, function, manifest, nbytes=nbytes, once=True, **options)
 
     def submit(self, task: Task, *, accepted: bool = False) -> None:
         """Queue a task.
@@ -250,32 +215,12 @@ class Engine:
 
     def _pump(self) -> None:
         """Publish from the backlog while the ring has room."""
-        dispatcher, publish = self._dispatcher, self._tasks.publish
-        while True:
-            task = dispatcher.peek()
-            if task is None:
-                return
-            function, payload = task.function, task.payload
-            flags = function.flags if task.chunk else frames.CALL
-            if type(payload) is not bytes:
-                flags, payload = self._large(flags, task)
-            head = function.head if task.received == 0 else function.head_from(task.received)
-            ticket = publish(task.id, 0, flags, head, payload)
+        dispatcher, publish = self._dispatcher, self.outbox.publish
+        while (task := dispatcher.peek()) is not None:
+            ticket = publish(task)
             if ticket < 0:
                 return
             dispatcher.published(task, ticket)
-
-    def _large(self, flags: int, task: Task) -> tuple[int, bytes]:
-        """The flags and the frame's part of a payload that is not in the frame."""
-        payload = task.payload
-        if type(payload) is Manifest:
-            flags |= frames.PACKED
-            if len(payload.data) <= _INLINE:
-                return flags, payload.data
-            if payload.range is None:
-                payload.range = self._spool.put(payload.data)
-            payload = payload.range
-        return flags | frames.SPOOLED, frames.WHERE.pack(payload.offset, payload.length)
 
     # Results out
 
@@ -472,7 +417,7 @@ class Engine:
         self._workforce.remove(worker)
         self._turn.rings = self._workforce.rings
         if worker.child.started and worker.child.error is None:
-            self._arena.reclaim_dead(worker.child.pid)
+            self.outbox.arena.reclaim_dead(worker.child.pid)
         unbegun = tuple(self._tasks.repair(worker.index))
         sight = self._workforce.sight(worker, unbegun)
         needed = not self._closed or self._dispatcher.outstanding > 0
@@ -539,15 +484,8 @@ class Engine:
 
     def _look_again(self) -> int | None:
         """What the collector does before it sleeps; returns when to do it again (ns)."""
-        again = self._watch_deadlines()
-        if not self._tending:
-            return again
-        self._tending = False  # before the look: a put meanwhile sets it again
-        rest = self._arena.tend(now_ns())
-        if rest is None:
-            return again
-        self._tending = True
-        return rest if again is None else min(again, rest)
+        again, rest = self._watch_deadlines(), self.outbox.tend()
+        return min(again, rest) if again is not None and rest is not None else again if rest is None else rest
 
     def _watch_deadlines(self) -> int | None:
         """Kill what runs too long; returns when to look again (ns)."""
@@ -705,7 +643,7 @@ class Engine:
                     self._bury(worker)
                 self._fail_all()
                 self._segment.close()
-                self._spool.close()
+                self.outbox.close()
             with self._idle:
                 self._idle.notify_all()
             self._call_after()

@@ -175,7 +175,7 @@ class MapRun:
     def __init__(self, engine: Engine, function: Callable[..., Any], items: Iterable[Any], options: MapOptions) -> None:
         self._engine = engine
         self._options = options
-        self._function = engine.functions.get(function, frames.CHUNK | (frames.STAR if options.star else 0))
+        self._function = engine.outbox.functions.get(function, frames.CHUNK | (frames.STAR if options.star else 0))
         self._lazy = options.lazy
         if not options.lazy and not isinstance(items, Sized):
             items = list(items)
@@ -277,7 +277,7 @@ class MapRun:
     def _encode(self, first: int, items: list[Any]) -> Task | None:
         """A task for these items. One that cannot be pickled fails here and now; several raise."""
         try:
-            task = self._engine.encode(
+            task: Task = self._engine.outbox.encode(
                 self._function,
                 items,
                 self,

@@ -1,0 +1,119 @@
+"""The way out: tasks are encoded, and put into the task ring.
+
+    short payload    in the frame
+    long payload     in the arena's blocks, which its worker then owns; see cargo.py
+    no room there    in the spool, from which the worker reads a copy: slower, and always right
+
+If a process dies: a worker: the arena reclaims what it had taken (`arena.reclaim_dead`), and what no worker took goes
+    back with its task. The parent: the kernel frees it all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from manycore._engine import frames
+from manycore._engine.cargo import Manifest
+from manycore._engine.dispatch import Task
+from manycore._engine.functions import FunctionTable
+from manycore._engine.spool import Spool
+from manycore._memory import codec
+from manycore._memory.arena import Arena, ArenaFull, default_budget
+from manycore._native.ring import INLINE_BYTES, now_ns
+
+if TYPE_CHECKING:
+    from manycore._engine.functions import Function
+    from manycore._native.ring import TaskRing
+
+__all__ = ["Outbox"]
+
+# Longest payload that travels in a slot, beside the frame's header.
+_INLINE: Final = INLINE_BYTES - frames.HEADER.size
+
+
+class Outbox:
+    """What an engine sends with.
+
+    Args:
+        tasks: The task ring.
+        arenas: How many arenas share this machine's memory: this one and the workers'.
+
+    Attributes:
+        functions: The functions that workers can load.
+        arena: Where long payloads go.
+    """
+
+    def __init__(self, tasks: TaskRing, *, arenas: int) -> None:
+        self._tasks = tasks
+        self._spool = Spool()
+        self.functions = FunctionTable(self._spool)
+        self.arena = Arena(default_budget(arenas), "manycore-arguments")
+        self._tending = False  # whether the collector gives the arena's memory back when nothing is put any more
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """What workers need: the spool and the arena."""
+        return self._spool.fd, self.arena.fd
+
+    def encode(self, function: Function, value: Any, sink: Any, *, roots: tuple[str, ...] = (), **options: Any) -> Task:
+        """A task. In the caller's thread, without locks.
+
+        Args:
+            function: What is called.
+            value: The arguments, or the items of a chunk.
+            sink: Who gets the results.
+            roots: What messages call the parts of `value`.
+            options: As `Task` takes them.
+
+        Raises:
+            TaskPicklingError: A part of `value` cannot be pickled.
+            OSError: Memory is short.
+        """
+        buffers: list[Any] = []
+        payload = codec.dumps(value, buffers=buffers, roots=roots)
+        if not buffers and len(payload) <= _INLINE:
+            return Task(sink, function, payload, nbytes=len(payload), **options)
+        nbytes = len(payload) + sum(buffer.nbytes for buffer in buffers)
+        try:
+            manifest = Manifest(self.arena, payload, buffers)
+        except (ArenaFull, OSError):
+            if buffers:
+                payload = codec.dumps(value, roots=roots)
+            return Task(sink, function, self._spool.put(payload), nbytes=nbytes, **options)
+        if not self._tending:
+            self._tending = True
+            self._tasks.alarm()
+        return Task(sink, function, manifest, nbytes=nbytes, once=True, **options)
+
+    def publish(self, task: Task) -> int:
+        """Put a task into the ring; returns its ticket, or -1 when the ring is full. Under the engine's lock."""
+        function, payload = task.function, task.payload
+        flags = function.flags if task.chunk else frames.CALL
+        if type(payload) is not bytes:
+            flags, payload = self._large(flags, payload)
+        head = function.head if task.received == 0 else function.head_from(task.received)
+        return self._tasks.publish(task.id, 0, flags, head, payload)
+
+    def _large(self, flags: int, payload: Any) -> tuple[int, bytes]:
+        """The flags and the frame's part of a payload that is not in the frame."""
+        if type(payload) is Manifest:
+            flags |= frames.PACKED
+            if len(payload.data) <= _INLINE:
+                return flags, payload.data
+            if payload.range is None:
+                payload.range = self._spool.put(payload.data)
+            payload = payload.range
+        return flags | frames.SPOOLED, frames.WHERE.pack(payload.offset, payload.length)
+
+    def tend(self) -> int | None:
+        """Give idle memory back; returns when to come again (ns), None when there is nothing to give."""
+        if not self._tending:
+            return None
+        self._tending = False  # before the look: a put meanwhile sets it again
+        again = self.arena.tend(now_ns())
+        self._tending |= again is not None
+        return again
+
+    def close(self) -> None:
+        """Close what only sending needs; what was sent stays readable for those who have it."""
+        self._spool.close()
