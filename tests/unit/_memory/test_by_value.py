@@ -31,6 +31,12 @@ def test_standard_input() -> None:
     run("-", input=SCRIPT.read_text())
 
 
+def test_real_pools_processes_and_queues() -> None:
+    script = HERE / "pool_script.py"
+    run(str(script))
+    run("-", input=script.read_text())
+
+
 @pytest.mark.parametrize("name", ["__main__", "notebook", "<cell>"])
 def test_exec_namespace(name: str) -> None:
     code = f"exec(compile(open({str(SCRIPT)!r}).read(), 'cell', 'exec'), {{'__name__': {name!r}}})"
