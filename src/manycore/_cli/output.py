@@ -137,6 +137,8 @@ class Output:
             raise self.error
         if self.partial is not None:
             try:
+                if self._is_empty:
+                    os.ftruncate(self._fd, 0)
                 os.fsync(self._fd)
                 os.replace(self.partial, self._final)
                 _sync_folder(os.path.dirname(self._final))
@@ -152,12 +154,15 @@ class Output:
             The name of the file that has the finished lines; empty where there is none.
         """
         self._drain(timeout)
-        if self.partial is None:
-            return ""
-        if self._is_empty:
-            os.unlink(self.partial)
-            return ""
-        return self.partial
+        kept = ""
+        if self.partial is not None:
+            if not self._is_empty:
+                kept = self.partial
+            elif not os.fstat(self._fd).st_size:  # else it is what an earlier run has kept
+                os.unlink(self.partial)
+        if not self._thread.is_alive():
+            os.close(self._fd)
+        return kept
 
     def describe(self, error: OSError) -> CommandError:
         """The error that ends the command when its output cannot be written."""
@@ -188,7 +193,6 @@ class Output:
         except OSError as error:
             if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
                 raise CommandError(f"another process is writing {self.partial!r}") from None
-        os.ftruncate(fd, 0)
         if permissions is not None:
             os.fchmod(fd, permissions)
         return fd
@@ -211,6 +215,7 @@ class Output:
     def _run(self) -> None:
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
+        untouched = self.partial is not None  # what an earlier run has kept goes when there is something better
         try:
             while True:
                 with self._ready:
@@ -222,6 +227,9 @@ class Output:
                     closing = self._closing
                     self._ready.notify_all()
                 if data:
+                    if untouched:
+                        os.ftruncate(self._fd, 0)
+                        untouched = False
                     with self._around():
                         self._write_all(data, poll)
                 elif closing:

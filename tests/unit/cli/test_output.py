@@ -67,6 +67,20 @@ def test_nothing_is_kept_where_nothing_was_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_what_an_earlier_run_has_kept_goes_when_there_is_something_better(tmp_path: Path) -> None:
+    kept = tmp_path / "out.partial"
+    kept.write_text("a longer line of an earlier run\n")
+    assert Output(str(tmp_path / "out"), Ending()).keep(1.0) == ""
+    assert kept.read_text() == "a longer line of an earlier run\n"
+    out = Output(str(tmp_path / "out"), Ending())
+    out.write(b"new\n")
+    assert out.keep(1.0) == str(kept)
+    assert kept.read_text() == "new\n"
+    Output(str(tmp_path / "out"), Ending()).finish()
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out").read_text() == ""
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to("real")
