@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import click
 
 from manycore._launch.roster import Entry, roster
+from manycore._observe import locks as lock_report
 
 __all__ = ["command"]
 
@@ -17,11 +18,16 @@ __all__ = ["command"]
 @click.command("ps")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also zygotes and spare children.")
-def command(*, as_json: bool, everything: bool) -> None:
+@click.option("--locks", is_flag=True, help="Show who holds which lock and who waits for whom; deadlocks first.")
+def command(*, as_json: bool, everything: bool, locks: bool) -> None:
     """Show every process of manycore's, and what it does.
 
     Each program is followed by the processes that it started.
     """
+    if locks:
+        for line in lock_report.report():
+            click.echo(line)
+        return
     entries = [entry for entry in roster() if everything or entry.role not in {"zygote", "spare"}]
     if as_json:
         for entry in entries:

@@ -3,17 +3,26 @@
 A lock's cell names its owner (process, thread, since when) and those who have waited for it for more than
 a few milliseconds. So whoever can map the cell can tell, even of programs that hang; nothing is asked of
 the processes themselves.
+
+    /proc/PID/fd/* -> memfd:manycore:cell*   one mapping an inode, read only
+    each 64 bytes  -> a header's magic       a lock, a semaphore, an event, or something else
+
+A cycle of threads, each of which waits for a lock that the next one holds, can never end: `deadlocks`.
+Layouts are those of `_native/c`: lock.h, semaphore.h, event.h, owner.h.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import struct
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-__all__ = ["Owner", "describe", "process_name", "thread_name"]
+__all__ = ["Held", "Owner", "Waiter", "deadlocks", "describe", "lock_table", "process_name", "report", "thread_name"]
 
 
 @dataclass(frozen=True)
@@ -74,3 +83,183 @@ def thread_name(pid: int, tid: int) -> str:
 def describe(pid: int, tid: int, since_ns: int, *, dead: bool) -> Owner:
     """An `Owner` of what a lock's cell says."""
     return Owner(pid, process_name(pid), tid, thread_name(pid, tid), since_ns / 1e9, not dead)
+
+
+# ---- everybody's locks ----
+
+_LINE = 64  # bytes; cells are multiples of it
+_VERSION = 1  # MC_LAYOUT_VERSION
+_LOCK, _SEMAPHORE, _EVENT = 0x4B434F4C, 0x41414D53, 0x544E5645  # the magic numbers of lock.h, semaphore.h, event.h
+_LOCK_KINDS = {0: "lock", 1: "rlock", 2: "write lock"}
+_PID = (1 << 22) - 1  # the bits of an owner word that hold the pid
+_WAITERS_AT, _WAITERS = 64, 8  # bytes; where the records of waiters are, and how many
+_TOKENS_AT = 192  # bytes; where a semaphore's permits are
+_NAME = "/memfd:manycore:cell"
+
+
+@dataclass(frozen=True)
+class Waiter:
+    """A thread that has waited for more than a few milliseconds.
+
+    Attributes:
+        pid: Its process.
+        process: The process's name.
+        thread: Its number in the system.
+        thread_name: Its name.
+        seconds: How long it has waited.
+    """
+
+    pid: int
+    process: str
+    thread: int
+    thread_name: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.process} (pid {self.pid}, thread {self.thread} {self.thread_name})"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lock, semaphore or event that somebody holds or waits for.
+
+    Attributes:
+        place: Inode of its memory and offset in it: the same in every process.
+        kind: "lock", "rlock", "write lock", "semaphore" or "event".
+        owners: Who holds it; of a semaphore the processes that hold permits, without thread and time.
+        waiters: Who waits for it: the first eight that have waited for some milliseconds.
+    """
+
+    place: tuple[int, int]
+    kind: str
+    owners: list[Owner] = field(default_factory=list)
+    waiters: list[Waiter] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.place[0]}:{self.place[1]}"
+
+
+def _cells() -> Iterator[tuple[int, mmap.mmap]]:
+    """(inode, mapping) of every segment of cells that a process of this user has."""
+    seen: set[tuple[int, int]] = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            numbers = os.listdir(f"/proc/{entry}/fd")
+        except OSError:  # gone, or another user's
+            continue
+        for number in numbers:
+            path = f"/proc/{entry}/fd/{number}"
+            try:
+                if not os.readlink(path).startswith(_NAME):
+                    continue
+                status = os.stat(path)
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    yield status.st_ino, mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
+                finally:
+                    os.close(fd)
+            except (OSError, ValueError):
+                continue
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When a process started, as an owner word says it; None when it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return None if fields[0] in {b"Z", b"X"} and int(fields[17]) <= 1 else int(fields[19]) & 0xFFFFFFFF
+
+
+def _is_alive(word: int) -> bool:
+    ticks = _start_ticks(word & _PID)
+    return ticks is not None and word >> 32 in {0, ticks}
+
+
+def _read_waiters(cell: bytes) -> list[Waiter]:
+    found = []
+    now_ms = time.monotonic_ns() // 1_000_000
+    for index in range(_WAITERS):
+        word, tid, since_ms = struct.unpack_from("<QII", cell, _WAITERS_AT + 16 * index)
+        pid = word & _PID
+        if pid and tid and _is_alive(word) and os.path.exists(f"/proc/{pid}/task/{tid}"):
+            seconds = ((now_ms - since_ms) & 0xFFFFFFFF) / 1000
+            found.append(Waiter(pid, process_name(pid), tid, thread_name(pid, tid), seconds))
+    return found
+
+
+def _read(magic: int, inode: int, memory: mmap.mmap, offset: int) -> Held | None:
+    cell = memory[offset : offset + _TOKENS_AT]
+    if magic == _LOCK:
+        word, tid, _, since_ns, kind = struct.unpack_from("<QIIqI", cell, 8)
+        held = Held((inode, offset), _LOCK_KINDS.get(kind, "lock"))
+        if word & _PID:
+            held.owners.append(describe(word & _PID, tid, since_ns, dead=not _is_alive(word)))
+    elif magic == _SEMAPHORE:
+        held = Held((inode, offset), "semaphore")
+        tokens = min(struct.unpack_from("<I", cell, 12)[0], (len(memory) - offset - _TOKENS_AT) // 8)
+        words = struct.unpack_from(f"<{tokens}Q", memory, offset + _TOKENS_AT)
+        for word in sorted({word for word in words if word & _PID}):
+            pid = word & _PID
+            held.owners.append(Owner(pid, process_name(pid), 0, "any", 0.0, _is_alive(word)))
+    else:
+        held = Held((inode, offset), "event")
+    held.waiters.extend(_read_waiters(cell))
+    return held if held.waiters or (held.owners and magic == _LOCK) else None
+
+
+def lock_table() -> list[Held]:
+    """Every lock of this user's processes that is held, and all that is waited for."""
+    found = []
+    for inode, memory in _cells():
+        with memory:
+            for offset in range(0, len(memory) - _TOKENS_AT + 1, _LINE):
+                magic, version = struct.unpack_from("<II", memory, offset)
+                if version == _VERSION and magic in {_LOCK, _SEMAPHORE, _EVENT}:
+                    held = _read(magic, inode, memory, offset)
+                    if held is not None:
+                        found.append(held)
+    return found
+
+
+def deadlocks(table: list[Held]) -> list[list[tuple[Waiter, Held]]]:
+    """The cycles among those who wait: each waits for a lock that the next one holds, so none can go on."""
+    waits: dict[tuple[int, int], tuple[Waiter, Held]] = {}
+    for held in table:
+        if held.kind != "semaphore" and held.owners:
+            for waiter in held.waiters:
+                waits[waiter.pid, waiter.thread] = (waiter, held)
+    cycles: list[list[tuple[Waiter, Held]]] = []
+    done: set[tuple[int, int]] = set()
+    for start in waits:
+        path: list[tuple[int, int]] = []
+        at = start
+        while at in waits and at not in path and at not in done:
+            path.append(at)
+            owner = waits[at][1].owners[0]
+            at = (owner.pid, owner.thread)
+        if at in path:
+            cycles.append([waits[key] for key in path[path.index(at) :]])
+        done.update(path)
+    return cycles
+
+
+def report() -> list[str]:
+    """The table as lines of text, deadlocks first."""
+    table = lock_table()
+    lines = []
+    for cycle in deadlocks(table):
+        lines.append(f"DEADLOCK of {len(cycle)}: none of these can ever go on")
+        for waiter, held in cycle:
+            lines.append(f"  {waiter} waits for {held}, held by {held.owners[0]}")
+    for held in sorted(table, key=lambda each: each.place):
+        by = "; ".join(f"{owner}" + (f" for {owner.held_for:.1f} s" if owner.thread else "") for owner in held.owners)
+        lines.append(f"{held}: {f'held by {by}' if by else 'not held'}")
+        lines.extend(f"  {waiter} waits, {waiter.seconds:.1f} s" for waiter in held.waiters)
+    return lines or ["no lock is held, and nobody waits"]
