@@ -49,6 +49,7 @@ _HOMES = {
     "Progress": "_observe.progress",
     "Certificate": "_launch",
     "cpu_count": "_launch",
+    "preload": "_launch",
     "Group": "group",
     "Supervisor": "supervisor",
     "supervise": "supervisor",

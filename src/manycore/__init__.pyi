@@ -3,6 +3,7 @@
 
 from manycore._launch import Certificate as Certificate
 from manycore._launch import cpu_count as cpu_count
+from manycore._launch import preload as preload
 from manycore._observe.progress import Progress as Progress
 from manycore.context import Array as Array
 from manycore.context import Barrier as Barrier
@@ -137,6 +138,7 @@ __all__ = [
     "log_to_stderr",
     "map",
     "parent_process",
+    "preload",
     "reducer",
     "set_executable",
     "set_forkserver_preload",
