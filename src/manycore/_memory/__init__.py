@@ -1,7 +1,11 @@
 """Bytes between processes.
 
-segment.py    nameless shared memory that can be sent to running processes
-cells.py      small pieces of it, for locks and counters
-arena.py      recycled blocks for the bytes of tasks and results
-available.py  how much memory is left
+segment.py       nameless shared memory that can be sent to running processes
+cells.py         small pieces of it, for locks and counters
+arena.py         recycled blocks for the bytes of tasks and results
+sealed.py        objects that are placed once and read by many
+shared_array.py  NumPy arrays in a segment
+available.py     how much memory is left
+codec.py         pickles, with their large buffers beside them
+by_value.py      functions and classes that cannot be imported where they go
 """
