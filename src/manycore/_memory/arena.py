@@ -53,7 +53,8 @@ _LEAST_FILE_BYTES = 1 << 30
 
 # Idle memory that an arena keeps while it is used: enough for both sides of a few large arrays.
 _RESERVE_SHARE = 4  # a quarter of the budget,
-_LEAST_RESERVE_BYTES = 64 << 20  # but at least this
+_LEAST_RESERVE_BYTES = 64 << 20  # but at least this,
+_MOST_RESERVE_BYTES = 512 << 20  # and at most this, in each arena
 
 # An arena that nothing was put into for this long gives its idle memory back, but for enough to begin warm.
 _REST_NS = 1_000_000_000
@@ -62,8 +63,12 @@ _KEPT_AT_REST_BYTES = 4 << 20
 
 
 def default_budget(shares: int = 1) -> int:
-    """Bytes that one of `shares` arenas may hold: together half of the memory that is left now, 64 MiB at least."""
-    return max(64 << 20, available_bytes() // 2 // max(1, shares))
+    """Bytes that one of `shares` arenas may hold: half of the memory that is left now, in at most four parts.
+
+    A budget is a bound and not a claim: together the arenas of many workers may be allowed more than there is.
+    What is there is asked each time that an arena grows.
+    """
+    return max(64 << 20, available_bytes() // 2 // min(max(1, shares), 4))
 
 
 class ArenaStats(NamedTuple):
@@ -96,7 +101,7 @@ class Arena(BlockArena):
     Args:
         budget_bytes: The most memory that it may hold; `put` raises `ArenaFull` beyond.
         name: What /proc/PID/maps shows.
-        reserve_bytes: Idle memory kept while in use; a quarter of the budget, at least 64 MiB, by default.
+        reserve_bytes: Idle memory kept while in use; a quarter of the budget, 64 to 512 MiB, by default.
         owner: What is written into blocks that this process takes; its pid by default.
         fd: An empty memfd that another process made for this one, so that it can read the arena from the first
             block on; taken over. None makes one.
@@ -123,7 +128,7 @@ class Arena(BlockArena):
         if budget_bytes < 1 << 20:
             raise ValueError(f"an arena has a budget of at least 1 MiB, not {budget_bytes} bytes")
         if reserve_bytes is None:
-            reserve_bytes = max(budget_bytes // _RESERVE_SHARE, _LEAST_RESERVE_BYTES)
+            reserve_bytes = min(max(budget_bytes // _RESERVE_SHARE, _LEAST_RESERVE_BYTES), _MOST_RESERVE_BYTES)
         file_bytes = max(budget_bytes * _SPREAD, _LEAST_FILE_BYTES)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if limit != resource.RLIM_INFINITY:
