@@ -63,10 +63,10 @@ def test_killed_at_any_moment(rng: Random) -> None:
         gc.collect()
         forget_in_flight()
         engine = pool._engine
-        blocks = [engine._arena.stats().blocks]
+        blocks = [engine.outbox.arena.stats().blocks]
         limit = time.monotonic() + 20
         while blocks[-1] and time.monotonic() < limit:
             pool.apply(double, (np.ones(3),))
-            blocks.append(engine._arena.stats().blocks)
+            blocks.append(engine.outbox.arena.stats().blocks)
         assert blocks[-1] == 0
-        assert engine._arena._valid() is None
+        assert engine.outbox.arena._valid() is None

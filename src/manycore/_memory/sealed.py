@@ -38,8 +38,9 @@ _PART = struct.Struct("<QQ")  # offset; length
 _F_SEAL_FUTURE_WRITE = 0x0010  # Linux 5.1; `fcntl` has no name for it before CPython 3.14
 _CHECKED_BYTES = 8 << 20  # as in segment.py
 
-# inode -> (page 0, the object): what this process has unpickled. Guarded by the lock (re-entered by a finalizer), not held while an
-# object is unpickled, since that may run any code; two threads may then both do it, and the first one's is kept.
+# inode -> (page 0, the object): what this process has unpickled. Guarded by the lock (re-entered by a finalizer), not
+# held while an object is unpickled, since that may run any code; two threads may then both do it, and the first one's
+# is kept.
 _objects: dict[tuple[int, int], tuple[memoryview, object]] = {}
 _objects_lock = threading.RLock()
 

@@ -59,7 +59,7 @@ def test_ps_shows_the_tree(program: tuple[subprocess.Popen[str], int]) -> None:
     assert f"  process 'the busy one' of {parent.pid} [stuck_in_c]" in text
     assert "zygote" not in text
     entries = {entry["pid"]: entry for entry in map(json.loads, invoke("ps", "--json", "--all").output.splitlines())}
-    assert entries[parent.pid]["role"] == "program"
+    assert entries[parent.pid]["role"] in {"program", "child"}  # a child, where these tests' process uses manycore
     assert entries[pid]["parent"] == parent.pid
     assert entries[pid]["task"] == "stuck_in_c"
     assert any(entry["role"] == "zygote" and entry["parent"] == parent.pid for entry in entries.values())
