@@ -158,13 +158,16 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else time.monotonic() + timeout
         self._engine.check_open()
+        lazy = buffersize is not None
+        star = len(iterables) != 1
+        items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
         options = MapOptions(
-            star=True,
-            lazy=buffersize is not None,
+            star=star,
+            lazy=lazy,
             chunksize=0 if chunksize == 1 else chunksize,
             window=buffersize or 0,
         )
-        run = MapRun(self._engine, fn, zip(*iterables, strict=False), options)
+        run = MapRun(self._engine, fn, iter(items) if lazy else list(items), options)
         run.start()
         return _results(run, deadline)
 
@@ -195,10 +198,14 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
 
 def _results(run: MapRun, deadline: float | None) -> Iterator[Any]:
     try:
-        while (outcome := run.next_outcome(deadline)) is not None:
-            if outcome.error is not None:
-                raise outcome.error
-            yield outcome.result
+        while (block := run.next_block(deadline)) is not None:
+            if block.status is None:
+                yield from block.values
+                continue
+            for outcome in run.outcomes(block):
+                if outcome.error is not None:
+                    raise outcome.error
+                yield outcome.result
     finally:
         run.forget()
 

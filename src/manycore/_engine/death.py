@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PosixPath, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore.errors import TaskTimeout, WorkerDied
@@ -15,6 +14,7 @@ __all__ = ["death_error", "describe_item", "shorten"]
 
 _SHORT = 60  # characters of a string that a message shows; of an argument, twice as many
 _MANY = 20  # items of a container that it shows
+_PATHS = frozenset(("PosixPath", "PurePosixPath"))
 _PLAIN = frozenset((str, bytes, float, complex, bool, type(None), type(...)))
 _CONTAINERS: Final[dict[type, tuple[str, str]]] = {
     list: ("[", "]"),
@@ -37,7 +37,7 @@ def shorten(value: Any, depth: int = 2) -> str:
             parts = [shorten(item, depth - 1) for item in value]
         opening, closing = _CONTAINERS[kind]
         text = opening + ", ".join(parts) + ("," if kind is tuple and len(parts) == 1 else "") + closing
-    elif kind in _PLAIN or kind in (PosixPath, PurePosixPath):
+    elif kind in _PLAIN or (kind.__name__ in _PATHS and kind.__module__.partition(".")[0] == "pathlib"):
         if kind in (str, bytes) and len(value) > _SHORT:
             value = value[:_SHORT] + ("..." if kind is str else b"...")
         text = repr(value)

@@ -176,7 +176,7 @@ cdef class ResultRing:
             BrokenRing: Something else than a worker's runtime has written into the ring.
         """
         cdef mc_record *record
-        cdef bint broken = False
+        cdef c_bool broken = False
         cdef Py_ssize_t taken = 0
         cdef uint32_t size, length
         cdef const char *payload

@@ -18,6 +18,9 @@ cdef extern from "Python.h":
 cdef extern from "<errno.h>":
     const int EINTR, ETIMEDOUT
 
+cdef extern from "<stdbool.h>":
+    ctypedef int c_bool "bool"
+
 cdef extern from "task_ring.h" nogil:
     ctypedef struct mc_word:
         pass
@@ -47,7 +50,7 @@ cdef extern from "task_ring.h" nogil:
     const int MC_SLOT_PAYLOAD
     const int64_t MC_NEVER
     int64_t mc_now_ns()
-    bint mc_spin(mc_spinner *spinner, bint (*ready)(void *) noexcept nogil, void *context)
+    bint mc_spin(mc_spinner *spinner, c_bool (*ready)(void *) noexcept nogil, void *context)
     void mc_slept(mc_spinner *spinner, int64_t since_ns)
     int mc_wait(mc_word *word, uint32_t expected, int64_t deadline_ns)
     size_t mc_tasks_bytes(uint32_t slots)
@@ -88,7 +91,7 @@ cdef extern from "result_ring.h" nogil:
     mc_record *mc_reserve(mc_results *r, uint32_t size)
     void mc_commit(mc_results *r, uint32_t size)
     int mc_wait_room(mc_results *r, uint32_t size)
-    mc_record *mc_peek(mc_results *r, bint *broken)
+    mc_record *mc_peek(mc_results *r, c_bool *broken)
     void mc_take(mc_results *r, uint32_t size)
 
 cdef extern from *:
@@ -137,7 +140,7 @@ cdef inline int64_t deadline_of(object deadline_ns) except? -1:
 include "task_ring.pxi"
 
 
-cdef bint rings_ready(void *context) noexcept nogil:
+cdef c_bool rings_ready(void *context) noexcept nogil:
     cdef mc_results **ring = <mc_results **>context
     while ring[0] != NULL:
         if not mc_results_empty(ring[0]):
