@@ -79,7 +79,7 @@ class BaseProcess(_std.BaseProcess):
         cwd: The directory that it runs in; None is this process's.
 
     **If a process dies:** of a signal or otherwise, `exitcode` is true even if somebody else reaped it; when this
-    process dies, processes of the start method "zygote", and daemonic ones of the others, are gone within a second.
+    process dies, its processes are gone within a second.
     """
 
     _method = ""  # the start method's name
@@ -130,7 +130,7 @@ class BaseProcess(_std.BaseProcess):
         if self._parent_pid != os.getpid():  # type: ignore[attr-defined]
             raise AssertionError("can only start a process object created by current process")
         _std._cleanup()  # type: ignore[attr-defined]
-        self._tie = Tie() if self.daemon and self._method != "zygote" else None
+        self._tie = Tie() if self._method != "zygote" else None
         self._popen: Any = self._Popen(self)  # type: ignore[attr-defined]
         self._sentinel = self._popen.sentinel
         # The target may refer to this object: a cycle that would keep both until the next collection.
@@ -221,7 +221,7 @@ class BaseProcess(_std.BaseProcess):
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         self._restore_start_method()
         if self._tie is not None:
-            self._tie.arm()
+            self._tie.arm(at_once=self.daemon)
         stacks.install()
         run = self.run
         self.run = lambda: self._run(run)  # type: ignore[method-assign]

@@ -81,7 +81,7 @@ def zygote_of_this():
     from manycore._launch import launcher
     return launcher.current()._zygote.pid
 
-def main(state, method, expected):
+def main(state, method, kind):
     context = manycore.get_context(method)
     if state == "starting":
         say("ready")
@@ -94,11 +94,11 @@ def main(state, method, expected):
         context.Process(target=stuck).start()
         os.kill(zygote_of_this(), signal.SIGKILL if state == "zygote_killed" else signal.SIGSTOP)
     else:
-        context.Process(target=globals()[state], daemon=state != "nested").start()
+        context.Process(target=globals()[state], daemon=kind == "daemon" and state != "nested").start()
     threading.Event().wait()
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], None)
+    main(*sys.argv[1:])
 """
 
 READY = {"with_children": 2, "with_escaped_child": 2, "nested": 2}
@@ -150,14 +150,20 @@ def test_daemons_of_the_standard_methods(state: str, method: str, tmp_path: Path
     kill_the_parent(state, method, tmp_path)
 
 
-def kill_the_parent(state: str, method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["zygote", "fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("state", ["idle", "busy", "stuck", "deaf", "stopped"])
+def test_processes_that_are_no_daemons(state: str, method: str, tmp_path: Path) -> None:
+    kill_the_parent(state, method, tmp_path, daemon=False)
+
+
+def kill_the_parent(state: str, method: str, tmp_path: Path, daemon: bool = True) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
     (tmp_path / "slow_to_import.py").write_text("import os, time\nos.write(2, b'')\ntime.sleep(60)\n", encoding="utf-8")
     mark = uuid.uuid4().hex
     before = shared()
     parent = subprocess.Popen(
-        [sys.executable, str(program), state, method],
+        [sys.executable, str(program), state, method, "daemon" if daemon else "none"],
         stdout=subprocess.PIPE,
         env={**os.environ, MARK: mark},
         start_new_session=True,

@@ -1,12 +1,18 @@
-"""Ties a daemonic process of a standard start method to its parent, so that it cannot outlive it.
+"""Ties a process of a standard start method to its parent, so that it cannot outlive it.
 
-The parent holds the only write end of a pipe. The child asks the kernel, on an open file of its own of the
-read end, for SIGKILL when that write end closes, and for the same when the thread that started it
-ends, if that is the main thread, which ends with the process. Either works in a child that is stopped
-or stuck in C; the second also in one that has closed all its descriptors.
+The parent holds the only write end of a pipe. The child asks the kernel, on open files of its own of the
+read end, for signals when that write end closes:
+
+    a daemon     SIGKILL; and the same when the thread that started it ends, if that is the main thread,
+                 which ends with the process
+    any other    a signal whose handler, in C, starts a timer that ends in SIGKILL, so that the child has a
+                 moment to see its parent's end; and SIGCONT, so that a stopped one runs the handler
+
+All this works in a child that is stopped or stuck in C; a daemon's also in one that has closed all its
+descriptors.
 
 If a process dies: the parent: the kernel kills the child. A fork of the parent holds no write end.
-Unlike multiprocessing: there, daemonic processes are terminated only by a parent that exits in order.
+Unlike multiprocessing: there, a parent that is killed leaves its processes behind.
 """
 
 from __future__ import annotations
@@ -17,10 +23,13 @@ import threading
 from multiprocessing import reduction
 from typing import Any
 
+from manycore._launch import wire
 from manycore._launch.worker import arm
 from manycore._native import process as _native
 
 __all__ = ["Tie"]
+
+_LINGER_S = 0.3  # as for the zygote's children
 
 _read = _write = -1
 _hooked = False
@@ -37,13 +46,24 @@ class Tie:
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (reduction.DupFd(self._fd), self._follows_thread)
 
-    def arm(self) -> None:
-        """In the child: die with the parent."""
-        if self._follows_thread:
-            _native.set_parent_death_signal(signal.SIGKILL)
-        own = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    def arm(self, at_once: bool) -> None:
+        """In the child: die with the parent.
+
+        Args:
+            at_once: As a daemon; otherwise a moment later.
+        """
+        if at_once:
+            if self._follows_thread:
+                _native.set_parent_death_signal(signal.SIGKILL)
+            arm(self._open(), os.getpid(), signal.SIGKILL)
+        else:
+            _native.end_after(wire.END_SIGNAL, _LINGER_S)
+            arm(self._open(), os.getpid(), wire.END_SIGNAL)
+            arm(self._open(), os.getpid(), signal.SIGCONT)
         os.close(self._fd)
-        arm(own, os.getpid(), signal.SIGKILL)
+
+    def _open(self) -> int:
+        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _rebuild(handle: Any, follows_thread: bool) -> Tie:

@@ -12,6 +12,40 @@ cdef extern from "sys/prctl.h" nogil:
 cdef extern from "errno.h":
     int errno
 
+cdef extern from *:
+    """
+    #include <signal.h>
+    #include <string.h>
+    #include <time.h>
+
+    static timer_t mc_end;             /* sends SIGKILL when it expires; a fork has none */
+    static struct itimerspec mc_after; /* written before the handler is installed */
+
+    /* timer_settime is among the functions that a handler may call (signal-safety(7)). */
+    static void mc_start_to_end(int signum) {
+        (void)signum;
+        timer_settime(mc_end, 0, &mc_after, NULL);
+    }
+
+    static int mc_end_after(int signum, double seconds) {
+        struct sigevent event;
+        struct sigaction action;
+        memset(&event, 0, sizeof event);
+        event.sigev_notify = SIGEV_SIGNAL;
+        event.sigev_signo = SIGKILL;
+        if (timer_create(CLOCK_MONOTONIC, &event, &mc_end) != 0)
+            return -1;
+        memset(&mc_after, 0, sizeof mc_after);
+        mc_after.it_value.tv_sec = (time_t)seconds;
+        mc_after.it_value.tv_nsec = (long)((seconds - (double)mc_after.it_value.tv_sec) * 1e9);
+        memset(&action, 0, sizeof action);
+        action.sa_handler = mc_start_to_end;
+        action.sa_flags = SA_RESTART | SA_ONSTACK;
+        return sigaction(signum, &action, NULL);
+    }
+    """
+    int mc_end_after(int signum, double seconds)
+
 # The bytes of this process's own argv, which the kernel shows as /proc/PID/cmdline. A forked child
 # has its own copy at the same address, so the bounds are looked up once.
 cdef unsigned long _start = 0
@@ -59,3 +93,9 @@ def set_child_subreaper() -> None:
 def set_parent_death_signal(int signum) -> None:
     """Have the kernel send `signum` to this process when the thread that started it ends."""
     _call(PR_SET_PDEATHSIG, signum)
+
+
+def end_after(int signum, double seconds) -> None:
+    """When `signum` comes, have the kernel kill this process `seconds` later, whatever the interpreter does then."""
+    if mc_end_after(signum, seconds) != 0:
+        raise OSError(errno, "timer_create or sigaction")
