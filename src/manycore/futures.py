@@ -8,6 +8,7 @@ rebuilt fails its own future; functions of `__main__`, lambdas and closures are 
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 import threading
 import time
 import weakref
@@ -23,7 +24,7 @@ from concurrent.futures import (
 )
 from concurrent.futures.process import BrokenProcessPool
 from pickle import PicklingError
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from manycore import _launch
 from manycore._engine.future import Future
@@ -32,6 +33,7 @@ from manycore._engine.mapping import MapOptions, MapRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
 
 __all__ = [
     "ALL_COMPLETED",
@@ -62,7 +64,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         max_tasks_per_child: Tasks after which a worker is replaced by a fresh one; None = never.
         name: What titles and messages call the executor.
 
-    A `with` block ends with `shutdown()`, which waits for what was submitted.
+    A `with` block ends with `shutdown()`, which waits for what was submitted; after Ctrl-C nothing is waited for.
 
     Process-safety: belongs to the process that made it. Any thread may use it.
     If a process dies: a worker's task fails with `WorkerDied` and the worker is replaced; when this process dies,
@@ -100,7 +102,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             )
         )
         _launch.ensure_started()
-        _at_exit.add(self)
+        _at_exit.add(self._engine)
 
     def __repr__(self) -> str:
         return (
@@ -111,6 +113,14 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         engine = getattr(self, "_engine", None)
         if engine is not None:
             engine.finish_unattended()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):  # which the workers have not had
+            self.terminate_workers()
+        self.shutdown()
+        return False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call `fn(*args, **kwargs)` in a worker.
@@ -210,13 +220,18 @@ def _results(run: MapRun, deadline: float | None) -> Iterator[Any]:
         run.forget()
 
 
-_at_exit: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+_at_exit: weakref.WeakSet[Engine] = weakref.WeakSet()  # those whose executors are gone may still have calls to do
 
 
 def _finish_all() -> None:
     """At the end of the main thread: what was submitted is done, as with the standard library's executor."""
-    for executor in tuple(_at_exit):
-        executor.shutdown()
+    interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)  # what the program died of
+    for engine in tuple(_at_exit):
+        if interrupted:
+            engine.terminate()
+        else:
+            engine.close()
+            engine.join(read_all=False)
 
 
 # Before the interpreter joins its threads and tears itself down; the standard library's own executors use it too.

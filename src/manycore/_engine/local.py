@@ -106,7 +106,6 @@ class Engine:
         self._broken: BaseException | None = None
         self._watched_until: int | None = None  # ns; when the collector looks at the deadlines next
         self._idle = threading.Condition(threading.Lock())  # notified when nothing is outstanding, and at the end
-        self._joining = False  # somebody waits, or has waited, on _idle
         self._over = threading.Event()  # set once everything has been given back
         self._items_done = self._items_failed = 0
         self._busy_ns = 0
@@ -217,10 +216,8 @@ class Engine:
         """Publish from the backlog while the ring has room."""
         dispatcher, publish = self._dispatcher, self.outbox.publish
         while (task := dispatcher.peek()) is not None:
-            ticket = publish(task)
-            if ticket < 0:
+            if publish(task) < 0:
                 return
-            dispatcher.published(task, ticket)
 
     # Results out
 
@@ -283,6 +280,8 @@ class Engine:
             if turn.take():
                 try:
                     self._drain()
+                except Exception as error:  # a bug of ours, or a ring that a task has written into: no hang at least
+                    self._give_up(error)
                 finally:
                     turn.give()
             try:
@@ -314,7 +313,8 @@ class Engine:
             self._pump()
             if interrupted or self._torn:
                 self._reconcile()
-        if self._joining and self._nothing_left():
+        if self._unattended and self._nothing_left():
+            self._tasks.alarm()  # the collector ends what nobody attends to
             with self._idle:
                 self._idle.notify_all()
         self._draining = False
@@ -444,6 +444,12 @@ class Engine:
             self._closed = True
             self._fail_all()
             self._workforce.kill()
+
+    def _give_up(self, error: Exception) -> None:
+        reason = PoolBroken(f"pool {self.name!r} gives up: {error!r}")
+        reason.__cause__ = error
+        with self._lock:
+            self._break(reason)
 
     def _fail_all(self) -> None:
         """Fail every item that has no result."""
@@ -595,7 +601,6 @@ class Engine:
         """
         if self._forked:
             return
-        self._joining = True
         for reference in tuple(self._runs.values()):
             run = reference()
             if run is not None and run.lazy:

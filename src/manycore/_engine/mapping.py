@@ -308,8 +308,9 @@ class MapRun:
         if task is not None:
             try:
                 self._engine.submit(task, accepted=True)
-            except BaseException:
-                del self._in_flight[task]
+            except BaseException:  # if a signal brought it, the task may have been queued
+                self._engine.drop([task])
+                self._in_flight.pop(task, None)
                 raise
         self._sent += count
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine import frames
 from manycore._engine.cargo import Manifest
-from manycore._engine.dispatch import Task
+from manycore._engine.dispatch import Task, TaskState
 from manycore._engine.functions import FunctionTable
 from manycore._engine.spool import Spool
 from manycore._memory import codec
@@ -86,13 +86,16 @@ class Outbox:
         return Task(sink, function, manifest, nbytes=nbytes, once=True, **options)
 
     def publish(self, task: Task) -> int:
-        """Put a task into the ring; returns its ticket, or -1 when the ring is full. Under the engine's lock."""
+        """Put a task into the ring; returns its ticket, or -1 when the ring is full. Under the engine's lock.
+
+        The task is PUBLISHED then: the ring writes it down itself, so that no signal can come between.
+        """
         function, payload = task.function, task.payload
         flags = function.flags if task.chunk else frames.CALL
         if type(payload) is not bytes:
             flags, payload = self._large(flags, payload)
         head = function.head if task.received == 0 else function.head_from(task.received)
-        return self._tasks.publish(task.id, 0, flags, head, payload)
+        return self._tasks.publish(task.id, 0, flags, head, payload, task, TaskState.PUBLISHED)
 
     def _large(self, flags: int, payload: Any) -> tuple[int, bytes]:
         """The flags and the frame's part of a payload that is not in the frame."""

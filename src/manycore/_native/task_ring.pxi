@@ -45,8 +45,11 @@ cdef class TaskRing:
 
     # the parent
 
-    def publish(self, uint64_t task, uint32_t function, uint32_t flags, bytes head, bytes payload):
+    def publish(self, uint64_t task, uint32_t function, uint32_t flags, bytes head, bytes payload, record=None,
+                state=None):
         """Publish a task, its frame being `head + payload`, and wake a worker.
+
+        Where there is a `record`, its `ticket` and its `state` are set here: no signal can come between.
 
         Returns:
             Its ticket, or -1 when the ring is full.
@@ -59,6 +62,9 @@ cdef class TaskRing:
             PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload),
         )
         if ticket >= 0:
+            if record is not None:
+                record.ticket = ticket
+                record.state = state
             mc_kick(self.tasks)
         return ticket
 
