@@ -382,7 +382,7 @@ def survives_interrupts(make):
 
     signal.signal(signal.SIGINT, interrupt)
     ready()
-    end = time.monotonic() + 2.5
+    end = time.monotonic() + 3.0
     while time.monotonic() < end:
         try:
             armed = True
