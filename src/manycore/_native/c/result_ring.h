@@ -83,6 +83,7 @@ static inline void mc_commit(mc_results *r, uint32_t size) {
 /* Sleep until there may be room: 0 or EINTR. */
 static inline int mc_wait_room(mc_results *r, uint32_t size) {
     atomic_store(&r->full, 1);
+    atomic_thread_fence(memory_order_seq_cst); /* before the look at tail, as in mc_take the other way round */
     if (mc_reserve(r, size) != NULL) {
         atomic_store(&r->full, 0);
         return 0;
