@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -278,3 +279,14 @@ def _seconds_of_one() -> float:
     process.start()
     process.join()
     return time.perf_counter() - begin
+
+
+def test_an_object_that_outlives_the_module_is_silent() -> None:
+    program = """
+import manycore
+process = manycore.Process(target=lambda: 1, result=True)
+process.start()
+print(process.result(30))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")

@@ -59,9 +59,11 @@ class Child:
         state = "ended" if self._ended.is_set() else "started" if self._started.is_set() else "requested"
         return f"<Child {self.title!r} pid={self._pid or '?'} {state}>"
 
+    _close = staticmethod(os.close)  # at the interpreter's end the module's globals go before the last objects
+
     def __del__(self) -> None:
         if self._pidfd >= 0:
-            os.close(self._pidfd)
+            self._close(self._pidfd)
 
     @property
     def pid(self) -> int:

@@ -22,13 +22,14 @@ class Outcome:
     """A place for one outcome, which travels to the child with the process object."""
 
     _fd = -1
+    _close = staticmethod(os.close)  # at the interpreter's end the module's globals go before the last objects
 
     def __init__(self, fd: int | None = None) -> None:
         self._fd = os.memfd_create("manycore-outcome", os.MFD_CLOEXEC) if fd is None else fd
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            self._close(self._fd)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (reduction.DupFd(self._fd),)
