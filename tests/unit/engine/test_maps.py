@@ -1,0 +1,73 @@
+"""Maps over a real pool: windows, order, endings of the input, and futures as the standard library's tools see them."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import manycore
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[manycore.Pool]:
+    with manycore.Pool(2) as made:
+        yield made
+
+
+def test_a_lazy_map_reads_no_further_than_its_window(pool: manycore.Pool) -> None:
+    read: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in itertools.count():
+            read.append(n)
+            yield n
+
+    results = pool.imap(abs, items(), buffersize=10)
+    for n in range(50):
+        assert next(results) == n
+        assert len(read) <= n + 1 + 10
+    results.close()
+    before = len(read)
+    assert pool.map(abs, range(100)) == list(range(100))
+    assert len(read) == before
+
+
+def test_orders(pool: manycore.Pool) -> None:
+    assert list(pool.imap(abs, range(5000))) == list(range(5000))
+    assert sorted(pool.imap_unordered(abs, range(5000))) == list(range(5000))
+    assert pool.starmap(pow, [(2, 3), (3, 2)]) == [8, 9]
+    assert pool.map(abs, []) == []
+
+
+def test_a_failed_item_is_tried_again_also_in_chunks(pool: manycore.Pool) -> None:
+    assert pool.map(lambda n: 1 // n, [1, 0, 1], chunksize=3, retries=2, on_error="skip") == [1, 1]
+    outcomes = list(pool.outcomes(lambda n: 1 // n, [1, 0, 1]))
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), ZeroDivisionError, type(None)]
+
+
+def test_the_standard_tools_take_its_futures() -> None:
+    with manycore.ProcessPoolExecutor(2) as executor:
+        futures = [executor.submit(abs, n) for n in range(100)]
+        done, pending = concurrent.futures.wait(futures, timeout=30)
+        assert len(done) == 100
+        assert not pending
+        again: Any = [executor.submit(abs, n) for n in range(100)]
+        finished = concurrent.futures.as_completed(again, timeout=30)
+        assert sorted(future.result() for future in finished) == list(range(100))
+
+        async def use() -> list[int]:
+            wrapped = await asyncio.wrap_future(executor.submit(abs, -1))
+            return [wrapped, await executor.submit(abs, -2)]
+
+        assert asyncio.run(use()) == [1, 2]
+
+
+def test_a_timeout_counts_after_a_time_without_any(pool: manycore.Pool) -> None:
+    assert pool.map(abs, [1], timeout=5) == [1]
+    with pytest.raises(manycore.TaskTimeout):
+        pool.map(lambda _: all(itertools.repeat(True)), [1], timeout=0.2)
