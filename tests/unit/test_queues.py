@@ -8,6 +8,7 @@ import multiprocessing.queues
 import os
 import pickle
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -292,10 +293,10 @@ def test_types_that_programs_ask_for() -> None:
     for method in ("fork", "spawn", "zygote"):
         assert type(manycore.get_context(method).Queue(3)) is queues.Queue
     many: Any = queues.Queue()
-    logging.config.dictConfig({
-        "version": 1,
-        "handlers": {"q": {"class": "logging.handlers.QueueHandler", "queue": lambda: many}},
-    })  # fmt: skip
+    handler: dict[str, Any] = {"class": "logging.handlers.QueueHandler", "queue": many}
+    if sys.version_info >= (3, 12):  # it makes a listener as well, and asks whom that is for
+        handler |= {"queue": {"()": lambda: many}, "handlers": ["null"]}
+    logging.config.dictConfig({"version": 1, "handlers": {"null": {"class": "logging.NullHandler"}, "q": handler}})
 
 
 def test_bad_arguments() -> None:
