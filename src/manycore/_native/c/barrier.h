@@ -39,7 +39,9 @@
 
 typedef struct {
     mc_owner_word who;
-    _Atomic uint64_t came; /* bit 0: it is arriving; above: the generation in which it did last, plus 1. Itself */
+    /* bit 0: it is arriving; bit 1: it took the place of another in that generation; above: the generation in which
+     * it came last, plus 1. Written by itself. */
+    _Atomic uint64_t came;
 } mc_party;
 
 typedef struct {
@@ -124,14 +126,16 @@ static inline void mc_barrier_know_as(mc_barrier *b, uint64_t self, uint64_t cam
             uint64_t seen = atomic_load(&party->who);
             bool take = pass == 0 ? seen == self : pass == 1 ? seen == 0 : mc_owner_is_dead(seen);
             if (!take || (seen != self && !atomic_compare_exchange_strong(&party->who, &seen, self))) continue;
-            atomic_store(&party->came, came);
+            uint64_t before = atomic_load(&party->came);
+            bool newcomer = seen != self || (before >> 2 == came >> 2 && (before & 2));
+            atomic_store(&party->came, came | (newcomer ? 2 : 0));
             return;
         }
     }
 }
 
 static inline void mc_barrier_know(mc_barrier *b, uint64_t self, uint32_t generation, bool arriving) {
-    mc_barrier_know_as(b, self, ((uint64_t)generation + 1) << 1 | arriving); /* 0 is never */
+    mc_barrier_know_as(b, self, ((uint64_t)generation + 1) << 2 | arriving); /* 0 is never */
 }
 
 /* What "plus 1" of the generation before is. */
@@ -141,7 +145,7 @@ static inline uint32_t mc_barrier_before(uint32_t generation) {
 
 /* As if it had been here last time. */
 static inline void mc_barrier_enroll(mc_barrier *b, uint64_t self) {
-    mc_barrier_know_as(b, self, (uint64_t)mc_barrier_before(mc_barrier_generation(atomic_load(&b->word))) << 1);
+    mc_barrier_know_as(b, self, (uint64_t)mc_barrier_before(mc_barrier_generation(atomic_load(&b->word))) << 2);
 }
 
 static inline void mc_barrier_withdraw(mc_barrier *b, uint64_t self) {
@@ -155,16 +159,23 @@ static inline void mc_barrier_withdraw(mc_barrier *b, uint64_t self) {
 /* Can generation `generation` never be complete? */
 static inline bool mc_barrier_is_hopeless(mc_barrier *b, uint32_t generation) {
     if (!b->watch) return false;
-    uint32_t now = generation + 1, last = mc_barrier_before(generation);
+    uint64_t word = atomic_load(&b->word); /* before the parties: whoever is counted in it may have no place yet */
+    uint32_t now = generation + 1, last = mc_barrier_before(generation), arrived = 0;
     bool missing = false;
     for (uint32_t i = 0; i < b->parties; i++) {
         uint64_t who = atomic_load(&b->party[i].who);
         uint64_t came = atomic_load(&b->party[i].came);
         if (who == 0) return false; /* a place for one that nobody knows yet */
-        if (came >> 1 == now && !(came & 1)) continue;
-        if (came >> 1 != now && came >> 1 != last) return false; /* it was not here last time: the set changes */
+        if (came >> 2 == now && (came & 2)) return false; /* it was not here last time: the set changes */
+        if (came >> 2 == now && !(came & 1)) {
+            arrived++;
+            continue;
+        }
+        if (came >> 2 != now && came >> 2 != last) return false; /* nor was this one */
         missing = missing || mc_owner_is_dead(who);
     }
+    /* Somebody came whom nobody knows, for whom there was no place: the set changes. */
+    if (mc_barrier_generation(word) != generation || arrived < mc_barrier_arrived(word)) return false;
     return missing;
 }
 
