@@ -208,16 +208,26 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
 
 def _results(run: MapRun, deadline: float | None) -> Iterator[Any]:
     try:
-        while (block := run.next_block(deadline)) is not None:
-            if block.status is None:
-                yield from block.values
-                continue
-            for outcome in run.outcomes(block):
-                if outcome.error is not None:
-                    raise outcome.error
-                yield outcome.result
+        while (results := _next_results(run, deadline)) is not None:
+            while results:
+                yield results.pop()  # a result that was given is the caller's alone
     finally:
         run.forget()
+
+
+def _next_results(run: MapRun, deadline: float | None) -> list[Any] | None:
+    """The next results, the first one last; None at the end.
+
+    Raises:
+        Exception: What the function raised.
+    """
+    block = run.next_block(deadline)
+    if block is None:
+        return None
+    if block.status is None:
+        block.values.reverse()
+        return block.values
+    return [outcome.get() for outcome in run.outcomes(block)][::-1]
 
 
 _at_exit: weakref.WeakSet[Engine] = weakref.WeakSet()  # those whose executors are gone may still have calls to do

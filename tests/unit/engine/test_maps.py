@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import itertools
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,3 +73,20 @@ def test_a_timeout_counts_after_a_time_without_any(pool: manycore.Pool) -> None:
     assert pool.map(abs, [1], timeout=5) == [1]
     with pytest.raises(manycore.TaskTimeout):
         pool.map(lambda _: all(itertools.repeat(True)), [1], timeout=0.2)
+
+
+class Tracked:
+    """Something that a weak reference can point to."""
+
+
+def make_tracked(_: int) -> Tracked:
+    return Tracked()
+
+
+def test_the_executors_map_keeps_no_result_that_it_has_given() -> None:
+    with manycore.ProcessPoolExecutor(2) as executor:
+        for result in executor.map(make_tracked, range(20)):
+            seen = weakref.ref(result)
+            del result
+            gc.collect()
+            assert seen() is None
