@@ -244,7 +244,7 @@ static bool life(unsigned *seed, bool after_a_death) {
     }
     pid_t pid = fork();
     if (pid == 0) victim(plan[0] == 0);
-    mc_barrier_know_as(&at->barrier.barrier, identity_of(pid), (uint64_t)mc_barrier_before(0) << 1);
+    mc_barrier_know_as(&at->barrier.barrier, identity_of(pid), (uint64_t)mc_barrier_before(0) << 2);
     mc_barrier_enroll(&at->barrier.barrier, mc_self());
     while (!atomic_load(&at->ready) && waitpid(pid, NULL, WNOHANG) == 0) sched_yield();
     int status = 0;

@@ -39,7 +39,7 @@
 
 typedef struct {
     mc_owner_word who;
-    /* bit 0: it is arriving; bit 1: it took the place of another in that generation; above: the generation in which
+    /* bit 0: it is arriving; bit 1: it took a dead one's place in that generation; above: the generation in which
      * it came last, plus 1. Written by itself. */
     _Atomic uint64_t came;
 } mc_party;
@@ -127,7 +127,7 @@ static inline void mc_barrier_know_as(mc_barrier *b, uint64_t self, uint64_t cam
             bool take = pass == 0 ? seen == self : pass == 1 ? seen == 0 : mc_owner_is_dead(seen);
             if (!take || (seen != self && !atomic_compare_exchange_strong(&party->who, &seen, self))) continue;
             uint64_t before = atomic_load(&party->came);
-            bool newcomer = seen != self || (before >> 2 == came >> 2 && (before & 2));
+            bool newcomer = pass == 2 || (pass == 0 && before >> 2 == came >> 2 && (before & 2));
             atomic_store(&party->came, came | (newcomer ? 2 : 0));
             return;
         }
