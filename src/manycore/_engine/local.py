@@ -16,11 +16,9 @@ Locks, in this order:
 What a user gave us (pickling, callbacks, input iterators) never runs under any of them.
 
 If a process dies:
-    a worker: the reaper puts it among the dead; whoever drains next reads its ring to the end, asks the
-        dispatcher who is to blame, fails that item and starts a successor.
+    a worker: the reaper puts it among the dead; whoever drains next buries it (`settlement.py`).
     the parent: the kernel kills the workers.
-If a thread is interrupted (Ctrl-C) while it drains: records that it had taken stay in their worker's inbox for the
-    next; a result that was in its hands may be lost, which `_reconcile` finds out and turns into an error.
+If a thread is interrupted (Ctrl-C) while it drains: see `settlement.py`.
 A forked child of the parent has no collector and no workers: the engine is closed to it.
 """
 
@@ -32,26 +30,21 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch
-from manycore._engine import frames
-from manycore._engine.death import death_error, describe_item
-from manycore._engine.dispatch import Broken, Dispatcher, Failed, Split, Start, Task, TaskState
-from manycore._engine.failure import load_failure
+from manycore._engine.dispatch import Dispatcher, Task, TaskState
 from manycore._engine.outbox import Outbox
 from manycore._engine.settings import Settings, Stats
-from manycore._engine.workforce import Worker, Workforce
+from manycore._engine.settlement import Settlement
+from manycore._engine.workforce import Workforce
 from manycore._memory.segment import Segment
-from manycore._native.ring import MORE, WORKERS_MAX, BrokenRing, TaskRing, Turn, now_ns
-from manycore.errors import PoolBroken, PoolClosed, RemoteTraceback, ResultLost
+from manycore._native.ring import WORKERS_MAX, TaskRing, Turn, now_ns
+from manycore.errors import PoolBroken, PoolClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from manycore._engine.dispatch import Instruction
     from manycore._engine.future import Future
     from manycore._engine.mapping import MapRun
 
@@ -91,7 +84,9 @@ class Engine:
         self._turn = Turn(self._tasks)
         self.outbox = Outbox(self._tasks, arenas=settings.workers + 1)
         fds = (self._segment.fd, *self.outbox.fds)
-        self._workforce = Workforce(settings, self.name, self._tasks, fds)
+        self._workforce = Workforce(settings, self.name, self._turn, self._tasks, fds)
+        self._settlement = Settlement(self._dispatcher, self._tasks, self._workforce, self.outbox)
+        self._after = self._settlement.after
         self._collector: threading.Thread | None = None
         self._closed = False  # no new tasks
         self._ended = False  # no workers, and no new ones
@@ -100,15 +95,11 @@ class Engine:
         self._abandoned = False  # nobody has the pool any more
         self._draining = False  # left standing by a drain that was interrupted
         self._torn = False  # and the result that it had in its hands is still to be looked for
-        self._owed = 0  # chunks that are done with as such, and not yet sent item by item
         self._runs: dict[int, weakref.ref[MapRun]] = {}  # by id: maps that will send more
-        self._after: deque[Callable[[], object]] = deque()  # to be called without locks, by whoever comes next
         self._broken: BaseException | None = None
         self._watched_until: int | None = None  # ns; when the collector looks at the deadlines next
         self._idle = threading.Condition(threading.Lock())  # notified when nothing is outstanding, and at the end
         self._over = threading.Event()  # set once everything has been given back
-        self._items_done = self._items_failed = 0
-        self._busy_ns = 0
         _engines.add(self)
 
     def start(self) -> None:
@@ -119,15 +110,9 @@ class Engine:
             if self.settings.preload:
                 _launch.preload(*self.settings.preload)
             for index in range(self.settings.workers):
-                self._start_worker(index)
+                self._settlement.start_worker(index)
             self._collector = threading.Thread(target=self._collect_forever, name=f"manycore {self.name}", daemon=True)
         self._collector.start()
-
-    def _start_worker(self, index: int) -> None:
-        self._workforce.start(index)
-        self._turn.rings = self._workforce.rings
-        self._dispatcher.worker_started(index)
-        self._tasks.alarm()  # whoever waits for results waits on the new ring as well
 
     # Tasks in
 
@@ -305,137 +290,23 @@ class Engine:
         with self._lock:
             for worker in tuple(self._workforce.workers.values()):
                 if worker.inbox or not worker.ring.empty():
-                    self._empty(worker)
+                    self._settlement.empty(worker)
             dead = self._workforce.dead
             while dead:
-                self._bury(dead[0])
+                self._settlement.bury(dead[0], self._goes_on)
                 dead.popleft()
+            if self._settlement.reason is not None:
+                self._break(self._settlement.reason)
             self._pump()
             if interrupted or self._torn:
-                self._reconcile()
+                self._torn = not self._settlement.reconcile()
+                if self._torn:
+                    self._tasks.alarm()
         if self._unattended and self._nothing_left():
             self._tasks.alarm()  # the collector ends what nobody attends to
             with self._idle:
                 self._idle.notify_all()
         self._draining = False
-
-    def _empty(self, worker: Worker) -> None:
-        """Settle what the worker has put into its ring."""
-        inbox = worker.inbox
-        try:
-            worker.ring.take(inbox)
-        except BrokenRing:
-            worker.child.kill()
-        while worker.position < len(inbox):
-            record = inbox[worker.position]
-            worker.position += 1
-            task_id, item, status, took_ns, plain, flags, value = record
-            if plain:
-                task = self._dispatcher.finished(task_id, item, len(value))
-                if task is not None:
-                    self._items_done += len(value)
-                    self._busy_ns += took_ns
-                    self._then(task.sink.take_plain(task, item, value, took_ns, worker.index))
-            elif flags & MORE:
-                worker.parts.append(value)
-            else:
-                if worker.parts:
-                    worker.parts.append(value)
-                    value = b"".join(worker.parts)
-                    worker.parts = []
-                if flags & (frames.PACKED | frames.CLAIMS):
-                    value = worker.open_cargo(flags, value)
-                self._settle(worker, task_id, item, status, took_ns, value)
-        worker.position = 0
-        inbox.clear()
-
-    def _then(self, call: Callable[[], object] | None) -> None:
-        if call is not None:
-            self._after.append(call)
-
-    def _settle(self, worker: Worker, task_id: int, item: int, status: int, took_ns: int, data: Any) -> None:
-        """Settle one record with a pickle, or with a parcel."""
-        if status in (frames.OK, frames.UNPICKLABLE):
-            task = self._dispatcher.finished(task_id, item)
-            if task is not None:
-                self._busy_ns += took_ns
-                if status == frames.OK:
-                    self._items_done += 1
-                else:
-                    self._items_failed += 1
-                self._then(task.sink.take(task, item, status, data, took_ns, worker.index))
-        elif status in (frames.RAISED, frames.UNDECODABLE):
-            if status == frames.RAISED:
-                self._busy_ns += took_ns
-                orders = self._dispatcher.failed(task_id, item)
-            else:
-                orders = self._dispatcher.undecodable(task_id)
-            for order in orders:
-                if isinstance(order, Failed):
-                    self._items_failed += 1
-                    self._then(order.task.sink.take(order.task, order.item, status, data, took_ns, worker.index))
-                else:
-                    self._obey(order)
-        elif status == frames.READY:
-            self._dispatcher.worker_ready(worker.index)
-        elif status == frames.RETURNED:
-            for order in self._dispatcher.returned(task_id):
-                self._obey(order)
-        elif status == frames.LEAVING:
-            worker.leaving = True
-            self._dispatcher.worker_leaving(worker.index)
-        elif status == frames.INIT_FAILED:
-            error, name, text = load_failure(data)
-            what = f"{name}: {error}" if error is not None and str(error) else name
-            reason = PoolBroken(f"the initializer of pool {self.name!r} raised {what}")
-            reason.__cause__ = RemoteTraceback(text)
-            self._break(reason)
-
-    def _obey(self, order: Instruction) -> None:
-        if isinstance(order, Split):
-            self._owed += 1
-            self._after.append(partial(self._split, order.task))
-        elif isinstance(order, Start):
-            self._start_worker(order.worker)
-
-    def _split(self, task: Task) -> None:
-        try:
-            task.sink.split(task)
-        finally:
-            with self._lock:
-                self._owed -= 1
-
-    # Deaths
-
-    def _bury(self, worker: Worker) -> None:
-        """The worker is dead: settle what it had put into its ring, then what it leaves."""
-        while worker.inbox or not worker.ring.empty():
-            before = worker.ring.used()
-            self._empty(worker)
-            if worker.ring.used() == before:  # broken: nothing more can be read
-                break
-        self._workforce.remove(worker)
-        self._turn.rings = self._workforce.rings
-        if worker.child.started and worker.child.error is None:
-            self.outbox.arena.reclaim_dead(worker.child.pid)
-        unbegun = tuple(self._tasks.repair(worker.index))
-        sight = self._workforce.sight(worker, unbegun)
-        needed = not self._closed or self._dispatcher.outstanding > 0
-        certificate = worker.child.status
-        how = certificate.describe() if certificate is not None else "died"
-        for order in self._dispatcher.worker_died(sight, replace=needed and not self._ended and self._broken is None):
-            if isinstance(order, Failed):
-                self._items_failed += 1
-                what = describe_item(order.task, order.item)
-                seconds = order.task.timeout_ns / 1e9 if order.timeout else None
-                error = death_error(f"worker {worker.index} of pool {self.name!r}", what, certificate, timeout=seconds)
-                self._then(order.task.sink.fail(order.task, order.item, error))
-            elif isinstance(order, Broken):
-                died = f"{order.deaths} workers in a row died before they were ready"
-                self._break(PoolBroken(f"pool {self.name!r} gives up: {died}; the last: {how}"))
-            else:
-                self._obey(order)
-        self._tasks.kick()
 
     def _break(self, reason: BaseException) -> None:
         """Give up: fail everything that is outstanding, end the workers."""
@@ -451,34 +322,16 @@ class Engine:
         with self._lock:
             self._break(reason)
 
+    def _goes_on(self) -> bool:
+        """Whether a dead worker's place is to be filled."""
+        needed = not self._closed or self._dispatcher.outstanding > 0
+        return needed and not self._ended and self._broken is None and self._settlement.reason is None
+
     def _fail_all(self) -> None:
         """Fail every item that has no result."""
         error = self._broken or PoolClosed(f"pool {self.name!r} was terminated")
         for task in self._dispatcher.tasks():
-            self._fail(task, error)
-
-    def _reconcile(self) -> None:
-        """After an interrupted drain: fail the items whose results were lost in the hands of the interrupted thread.
-
-        A task is in a slot, then on a page, then in a ring. Looked at in this order, one that is nowhere is over.
-        """
-        lost = [task for task in self._dispatcher.tasks() if task.ticket >= 0 and not self._tasks.holds(task.ticket)]
-        running = {sight.task for sight in self._workforce.sights()}
-        self._torn = any(not ring.empty() for ring in self._workforce.rings)
-        if self._torn:  # look again once these are settled
-            self._tasks.alarm()
-            return
-        for task in lost:
-            if task.id not in running:
-                what = describe_item(task, task.received)
-                self._fail(task, ResultLost(f"the result of {what} was lost: its collection was interrupted"))
-
-    def _fail(self, task: Task, error: BaseException) -> None:
-        """Fail every item of a task that has no result."""
-        self._dispatcher.drop(task)
-        for item in range(task.received, task.count):
-            task.received = item + 1
-            self._then(task.sink.fail(task, item, error))
+            self._settlement.fail(task, error)
 
     # Deadlines
 
@@ -548,11 +401,11 @@ class Engine:
                 workers=len(workforce.workers),
                 pids=workforce.pids(),
                 tasks_pending=self._dispatcher.outstanding,
-                items_done=self._items_done,
-                items_failed=self._items_failed,
+                items_done=self._settlement.items_done,
+                items_failed=self._settlement.items_failed,
                 workers_started=workforce.started,
                 workers_died=workforce.died,
-                worker_seconds=self._busy_ns / 1e9,
+                worker_seconds=self._settlement.busy_ns / 1e9,
                 worker_cpu_seconds=workforce.cpu_seconds,
                 worker_peak_rss_bytes=workforce.peak_rss(),
             )
@@ -613,7 +466,7 @@ class Engine:
         self._end(kill=False)
 
     def _nothing_left(self) -> bool:
-        return not (self._dispatcher.outstanding or self._owed or (self._runs and self._broken is None))
+        return not (self._dispatcher.outstanding or self._settlement.owed or (self._runs and self._broken is None))
 
     def terminate(self) -> None:
         """Kill the workers, fail what is outstanding, free everything. Prompt, whatever the workers do."""
@@ -645,7 +498,7 @@ class Engine:
                 collector.join(CALLBACK_GRACE if kill else None)
             with self._lock:
                 for worker in tuple(self._workforce.workers.values()):
-                    self._bury(worker)
+                    self._settlement.bury(worker, self._goes_on)
                 self._fail_all()
                 self._segment.close()
                 self.outbox.close()

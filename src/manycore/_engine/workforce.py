@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from manycore._engine.settings import Settings
-    from manycore._native.ring import TaskRing
+    from manycore._native.ring import TaskRing, Turn
 
 __all__ = ["Record", "Worker", "Workforce"]
 
@@ -106,6 +106,7 @@ class Workforce:
     """The workers of one engine.
 
     Attributes:
+        name: The pool's.
         workers: Those that are there, by index.
         rings: Their result rings, in a list that is replaced and never changed.
         dead: Those that have ended and are not buried; appended by the reaper thread.
@@ -113,9 +114,10 @@ class Workforce:
         cpu_seconds, peak_rss_bytes: Of those that have ended: CPU time together, and the largest peak memory.
     """
 
-    def __init__(self, settings: Settings, name: str, tasks: TaskRing, fds: Sequence[int]) -> None:
+    def __init__(self, settings: Settings, name: str, turn: Turn, tasks: TaskRing, fds: Sequence[int]) -> None:
         self._settings = settings
-        self._name = name
+        self.name = name
+        self._turn = turn
         self._tasks = tasks
         self._fds = tuple(fds)
         self._initializer = (
@@ -155,18 +157,18 @@ class Workforce:
             "manycore._engine.worker:main",
             pickle.dumps(setup, 5),
             [*self._fds, segment.fd, worker.arena_fd],
-            title=f"manycore: worker {index} of pool {self._name!r}",
+            title=f"manycore: worker {index} of pool {self.name!r}",
             on_exit=on_exit,
         )
         self.workers[index] = worker
-        self.rings = [other.ring for other in self.workers.values()]
+        self._rings_changed()
         self.started += 1
 
     def remove(self, worker: Worker) -> None:
         """The worker has been buried."""
         if self.workers.get(worker.index) is worker:
             del self.workers[worker.index]
-            self.rings = [other.ring for other in self.workers.values()]
+            self._rings_changed()
         certificate = worker.child.status
         if certificate is not None:
             self.cpu_seconds += certificate.user_seconds + certificate.system_seconds
@@ -174,6 +176,9 @@ class Workforce:
         if not worker.leaving:
             self.died += 1
         worker.close()
+
+    def _rings_changed(self) -> None:
+        self.rings = self._turn.rings = [worker.ring for worker in self.workers.values()]
 
     def sight(self, worker: Worker, unbegun: tuple[int, ...] = ()) -> Sight:
         """What the worker's page shows now."""

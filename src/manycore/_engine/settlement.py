@@ -1,0 +1,228 @@
+"""The settlement: what becomes of the records that workers have put, and of the workers that have died.
+
+    a record       -> the dispatcher: whose it is -> the task's sink, which keeps the result
+    a dead worker  -> its records first, then its slots, then its page -> the dispatcher: who pays, who goes on,
+                      who takes its place
+
+All is called by the thread whose turn it is to drain, under the engine's lock. What has to run without it (callbacks,
+going on with a map, encoding anew) is put into `after`, for whoever comes out of the lock next.
+
+Invariants:
+    a record that was taken from a ring is settled once: it stays in its worker's inbox until then
+    a worker's page is looked at only after its ring has been read to the end and its slots have been repaired
+If a process dies: that is what `bury` is for.
+If a thread is interrupted (Ctrl-C) here: records that it had taken are in their worker's inbox for the next; a result
+    that was in its hands may be lost, which `reconcile` finds out and turns into an error.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from manycore._engine import frames
+from manycore._engine.death import death_error, describe_item
+from manycore._engine.dispatch import Broken, Failed, Split, Start
+from manycore._engine.failure import load_failure
+from manycore._native.ring import MORE, BrokenRing
+from manycore.errors import PoolBroken, RemoteTraceback, ResultLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from manycore._engine.dispatch import Dispatcher, Instruction, Task
+    from manycore._engine.outbox import Outbox
+    from manycore._engine.workforce import Worker, Workforce
+    from manycore._native.ring import TaskRing
+
+__all__ = ["Settlement"]
+
+
+class Settlement:
+    """Settles records and deaths.
+
+    Args:
+        dispatcher, tasks, workforce, outbox: The engine's.
+
+    Attributes:
+        after: To be called without locks, by whoever comes next.
+        reason: Why the pool cannot go on, once it cannot.
+        owed: Tasks that are done with as such, and whose items are not yet sent one by one.
+        items_done, items_failed: How many items gave a result, and how many did not.
+        busy_ns: Time that workers spent inside the user's functions.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, tasks: TaskRing, workforce: Workforce, outbox: Outbox) -> None:
+        self._dispatcher = dispatcher
+        self._tasks = tasks
+        self._workforce = workforce
+        self._outbox = outbox
+        self.after: deque[Callable[[], object]] = deque()
+        self.reason: BaseException | None = None
+        self.owed: set[Task] = set()
+        self.items_done = self.items_failed = 0
+        self.busy_ns = 0
+
+    def then(self, call: Callable[[], object] | None) -> None:
+        """Call it once the locks are released."""
+        if call is not None:
+            self.after.append(call)
+
+    # Records
+
+    def empty(self, worker: Worker) -> None:
+        """Settle what the worker has put into its ring."""
+        inbox = worker.inbox
+        try:
+            worker.ring.take(inbox)
+        except BrokenRing:
+            worker.child.kill()
+        while worker.position < len(inbox):
+            record = inbox[worker.position]
+            worker.position += 1
+            task_id, item, status, took_ns, plain, flags, value = record
+            if plain:
+                task = self._dispatcher.finished(task_id, item, len(value))
+                if task is not None:
+                    self.items_done += len(value)
+                    self.busy_ns += took_ns
+                    self.then(task.sink.take_plain(task, item, value, took_ns, worker.index))
+            elif flags & MORE:
+                worker.parts.append(value)
+            else:
+                if worker.parts:
+                    worker.parts.append(value)
+                    value = b"".join(worker.parts)
+                    worker.parts = []
+                if flags & (frames.PACKED | frames.CLAIMS):
+                    value = worker.open_cargo(flags, value)
+                self._settle(worker, task_id, item, status, took_ns, value)
+        worker.position = 0
+        inbox.clear()
+
+    def _settle(self, worker: Worker, task_id: int, item: int, status: int, took_ns: int, data: Any) -> None:
+        """Settle one record with a pickle, or with a parcel."""
+        if status in (frames.OK, frames.UNPICKLABLE):
+            task = self._dispatcher.finished(task_id, item)
+            if task is not None:
+                self.busy_ns += took_ns
+                if status == frames.OK:
+                    self.items_done += 1
+                else:
+                    self.items_failed += 1
+                self.then(task.sink.take(task, item, status, data, took_ns, worker.index))
+        elif status in (frames.RAISED, frames.UNDECODABLE):
+            if status == frames.RAISED:
+                self.busy_ns += took_ns
+                orders = self._dispatcher.failed(task_id, item)
+            else:
+                orders = self._dispatcher.undecodable(task_id)
+            for order in orders:
+                if isinstance(order, Failed):
+                    self.items_failed += 1
+                    self.then(order.task.sink.take(order.task, order.item, status, data, took_ns, worker.index))
+                else:
+                    self._obey(order)
+        elif status == frames.READY:
+            self._dispatcher.worker_ready(worker.index)
+        elif status == frames.RETURNED:
+            for order in self._dispatcher.returned(task_id):
+                self._obey(order)
+        elif status == frames.LEAVING:
+            worker.leaving = True
+            self._dispatcher.worker_leaving(worker.index)
+        elif status == frames.INIT_FAILED:
+            error, name, text = load_failure(data)
+            what = f"{name}: {error}" if error is not None and str(error) else name
+            reason = PoolBroken(f"the initializer of pool {self._workforce.name!r} raised {what}")
+            reason.__cause__ = RemoteTraceback(text)
+            self._give_up(reason)
+
+    def _give_up(self, reason: BaseException) -> None:
+        if self.reason is None:
+            self.reason = reason
+
+    # Instructions
+
+    def _obey(self, order: Instruction) -> None:
+        if isinstance(order, Split):
+            self.owed.add(order.task)
+            self.after.append(partial(self._split, order.task))
+        elif isinstance(order, Start):
+            self.start_worker(order.worker)
+
+    def start_worker(self, index: int) -> None:
+        """Start a worker in this place."""
+        self._workforce.start(index)
+        self._dispatcher.worker_started(index)
+        self._tasks.alarm()  # whoever waits for results waits on the new ring as well
+
+    def _split(self, task: Task) -> None:
+        try:
+            task.sink.split(task)
+        finally:
+            self.owed.discard(task)
+
+    # Deaths
+
+    def bury(self, worker: Worker, goes_on: Callable[[], bool]) -> None:
+        """The worker is dead: settle what it had put into its ring, then what it leaves.
+
+        Args:
+            worker: Whose process has ended.
+            goes_on: Whether its place is to be filled; asked when all that it has done is settled.
+        """
+        while worker.inbox or not worker.ring.empty():
+            before = worker.ring.used()
+            self.empty(worker)
+            if worker.ring.used() == before:  # broken: nothing more can be read
+                break
+        self._workforce.remove(worker)
+        if worker.child.started and worker.child.error is None:
+            self._outbox.arena.reclaim_dead(worker.child.pid)
+        unbegun = tuple(self._tasks.repair(worker.index))
+        sight = self._workforce.sight(worker, unbegun)
+        certificate = worker.child.status
+        how = certificate.describe() if certificate is not None else "died"
+        for order in self._dispatcher.worker_died(sight, replace=goes_on()):
+            if isinstance(order, Failed):
+                self.items_failed += 1
+                what = describe_item(order.task, order.item)
+                seconds = order.task.timeout_ns / 1e9 if order.timeout else None
+                who = f"worker {worker.index} of pool {self._workforce.name!r}"
+                error = death_error(who, what, certificate, timeout=seconds)
+                self.then(order.task.sink.fail(order.task, order.item, error))
+            elif isinstance(order, Broken):
+                died = f"{order.deaths} workers in a row died before they were ready"
+                self._give_up(PoolBroken(f"pool {self._workforce.name!r} gives up: {died}; the last: {how}"))
+            else:
+                self._obey(order)
+        self._tasks.kick()
+
+    # Without results
+
+    def fail(self, task: Task, error: BaseException) -> None:
+        """Fail every item of a task that has no result."""
+        self._dispatcher.drop(task)
+        for item in range(task.received, task.count):
+            task.received = item + 1
+            self.then(task.sink.fail(task, item, error))
+
+    def reconcile(self) -> bool:
+        """After an interrupted drain: fail the items whose results were lost in the hands of the interrupted thread.
+
+        A task is in a slot, then on a page, then in a ring. Looked at in this order, one that is nowhere is over.
+
+        Returns:
+            False when there are records to be settled first: it is to be called again after that.
+        """
+        lost = [task for task in self._dispatcher.tasks() if task.ticket >= 0 and not self._tasks.holds(task.ticket)]
+        running = {sight.task for sight in self._workforce.sights()}
+        if any(not ring.empty() for ring in self._workforce.rings):
+            return False
+        for task in lost:
+            if task.id not in running:
+                what = describe_item(task, task.received)
+                self.fail(task, ResultLost(f"the result of {what} was lost: its collection was interrupted"))
+        return True
