@@ -50,7 +50,7 @@ class Request:
 class Zygote:
     """One zygote of this process, and what it was told."""
 
-    def __init__(self, lifeline: int, lifeline_write: int) -> None:
+    def __init__(self, lifeline: int, lifeline_write: int, keeper: int, kept: int) -> None:
         pid = os.getpid()
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         opened: list[int] = []
@@ -60,7 +60,8 @@ class Zygote:
             read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self.pipe_write = high(write)
             opened.append(high(read))
-            executable, argv = interpreter.command(pid)
+            keepers = {target: fd for target, fd in ((wire.KEEPER_FD, keeper), (wire.KEPT_FD, kept)) if fd >= 0}
+            executable, argv = interpreter.command(pid, len(keepers))
             actions: list[Any] = [(os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_RDWR, 0) for n in _closed_standard()]
             given = {
                 wire.CONTROL_FD: opened[0],
@@ -68,6 +69,7 @@ class Zygote:
                 wire.PARENT_FD: opened[1],
                 wire.LIFELINE_WRITE_FD: lifeline_write,
                 wire.PARENT_PIPE_FD: opened[2],
+                **keepers,  # the last: 10 may be another's number until it has been duplicated
             }
             actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in given.items()]
             self.pid = os.posix_spawn(

@@ -23,8 +23,8 @@ def import_path() -> list[str]:
     return [os.path.abspath(entry) for entry in sys.path]
 
 
-def command(parent_pid: int) -> tuple[str, list[str]]:
-    """The executable and the arguments of a zygote.
+def command(parent_pid: int, keeper_ends: int) -> tuple[str, list[str]]:
+    """The executable and the arguments of a zygote, which is given some of the two ends of the keeper's sockets.
 
     The path is set before anything of ours is imported, so it works under -I and -S, and nothing in
     the working directory can stand in for a module.
@@ -39,7 +39,7 @@ def command(parent_pid: int) -> tuple[str, list[str]]:
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if home not in path:  # found by an import hook
         path = [*path, home]
-    code = f"import sys;sys.path[:]={path!r};from manycore._launch.zygote import main;main({parent_pid})"
+    code = f"import sys;sys.path[:]={path!r};from manycore._launch.zygote import main;main({parent_pid},{keeper_ends})"
     return executable, [executable, *_flags(), "-c", f"{code}#{' ' * _TITLE_ROOM}"]
 
 

@@ -41,6 +41,7 @@ from manycore._launch.certificate import Certificate
 from manycore._launch.child import Child, exit_code_from_kernel
 from manycore._launch.handle import Request, Zygote, high, is_stopped, memfd, standard
 from manycore._launch.oom import OomWatch
+from manycore._memory import keeper
 
 _REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
 _ORPHAN_GRACE_S = 0.2  # for init to reap the child of a dead zygote, which is when the kernel tells its exit code
@@ -81,6 +82,11 @@ class Launcher:
         self._blocked = False  # requests wait for room in the socket, so the reaper polls for it
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._lifeline, self._lifeline_write = high(read), high(write)
+        self._keeper = self._kept = -1  # both ends of the keeper's sockets, where this process is the tree's root
+        if keeper.client_fd() < 0:
+            ours, theirs = keeper.pair()
+            self._keeper, self._kept = high(ours), high(theirs)
+            keeper.connect(self._keeper, self.owner_pid, self.ensure_started)
         self._wake = high(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
@@ -183,6 +189,11 @@ class Launcher:
         self._epoll.close()
         for fd in (self._lifeline, self._lifeline_write, self._wake):
             os.close(fd)
+        if self._kept >= 0:
+            os.close(self._kept)
+            if self.owner_pid == os.getpid():  # a fork keeps its end, and so reaches the keeper
+                keeper.disconnect()
+                os.close(self._keeper)
         if self._zygote is not None:
             self._zygote.close()
 
@@ -193,7 +204,7 @@ class Launcher:
             return
         if self._ending:
             raise OSError(errno.ESHUTDOWN, "the interpreter is ending")
-        zygote = self._zygote = Zygote(self._lifeline, self._lifeline_write)
+        zygote = self._zygote = Zygote(self._lifeline, self._lifeline_write, keeper.client_fd(), self._kept)
         self._unsent_preloads = list(self._preloads)
         self._epoll.register(zygote.socket.fileno(), select.EPOLLIN)
         if zygote.pidfd >= 0:

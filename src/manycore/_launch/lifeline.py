@@ -25,6 +25,7 @@ from typing import Any
 
 from manycore._launch import wire
 from manycore._launch.worker import arm
+from manycore._memory import keeper
 from manycore._native import process as _native
 
 __all__ = ["Tie"]
@@ -44,7 +45,8 @@ class Tie:
         self._follows_thread = follows_thread or (fd < 0 and threading.current_thread() is threading.main_thread())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (reduction.DupFd(self._fd), self._follows_thread)
+        end = keeper.client_fd()
+        return _rebuild, (reduction.DupFd(self._fd), self._follows_thread, reduction.DupFd(end) if end >= 0 else None)
 
     def arm(self, at_once: bool) -> None:
         """In the child: die with the parent.
@@ -66,7 +68,9 @@ class Tie:
         return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _rebuild(handle: Any, follows_thread: bool) -> Tie:
+def _rebuild(handle: Any, follows_thread: bool, end: Any) -> Tie:
+    if end is not None:
+        keeper.connect(end.detach())
     return Tie(handle.detach(), follows_thread)
 
 

@@ -38,6 +38,8 @@ PARENT_FD = 5  # the parent's pidfd
 STACK_FD = 6  # in zygote and children: the memfd into which faulthandler writes
 LIFELINE_WRITE_FD = 7  # the zygote's write end of that pipe
 PARENT_PIPE_FD = 8  # read end of the pipe whose only write end is the parent's: the zygote's own lifeline
+KEEPER_FD = 9  # in zygote and children: their end of the keeper's sockets (`_memory/keeper.py`)
+KEPT_FD = 10  # the keeper's end, where this zygote is the keeper
 
 MAX_RECORD_BYTES = 128 * 1024  # Linux takes up to 208 KiB by default; half of it keeps room in the queue
 MAX_INLINE_BYTES = 16 * 1024  # a longer payload goes in a memfd: twice as quick as the socket from about here

@@ -44,6 +44,8 @@ import sys
 import time
 
 from manycore._launch import wire, worker
+from manycore._memory import keeper
+from manycore._memory.keeper import Keeper
 from manycore._native import process as _native
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
@@ -75,7 +77,7 @@ class _Child:
 class Zygote:
     """The state of the zygote's one loop."""
 
-    def __init__(self, parent_pid: int) -> None:
+    def __init__(self, parent_pid: int, keeper_ends: int) -> None:
         self._parent_pid = parent_pid
         self._control = _socket.socket(fileno=wire.CONTROL_FD)
         self._children: dict[int, _Child] = {}
@@ -93,12 +95,15 @@ class Zygote:
         self._poller.register(wire.CONTROL_FD, select.POLLIN)
         self._poller.register(wire.PARENT_FD, select.POLLIN)
         self._poller.register(self._wake_read, select.POLLIN)
+        self._keeper = Keeper(wire.KEPT_FD) if keeper_ends == 2 else None
+        if self._keeper is not None:
+            self._poller.register(wire.KEPT_FD, select.POLLIN)
 
     def run(self) -> NoReturn:
         """Serve until the parent is gone."""
         while True:
             events = self._poller.poll(self._patience_ms())
-            if not events:
+            if self._spare is not None and not events and time.monotonic() >= self._spare[2]:
                 self._drop_spare()
             for fd, event in events:
                 if fd == self._wake_read:
@@ -106,6 +111,8 @@ class Zygote:
                     self._reap()
                 elif fd == wire.PARENT_FD:
                     self._end(_LINGER_S)
+                elif fd == wire.KEPT_FD and self._keeper is not None:
+                    self._keeper.serve()
                 else:
                     if event & select.POLLOUT:
                         self._flush()
@@ -116,7 +123,10 @@ class Zygote:
         """How long to wait for events; a spare is made when there are none, and dropped when it was not needed."""
         if self._wants_spare and self._spare is None and not self._poller.poll(0):
             self._make_spare()
-        return None if self._spare is None else max(0.0, self._spare[2] - time.monotonic()) * 1000
+        waits = [] if self._spare is None else [self._spare[2] - time.monotonic()]
+        if self._keeper is not None and (until := self._keeper.expire()) is not None:
+            waits.append(until)
+        return max(0.0, min(waits)) * 1000 if waits else None
 
     def _drain_wakeups(self) -> None:
         try:
@@ -189,7 +199,7 @@ class Zygote:
             code = 1
             try:
                 self._control.detach()
-                worker.prepare(lifeline, stack, keep)
+                worker.prepare(lifeline, stack, [keeper.client_fd(), *keep])
                 code = run()
             finally:
                 os._exit(code & 0xFF)
@@ -447,8 +457,13 @@ def _kill_group(pid: int) -> None:
         pass
 
 
-def main(parent_pid: int) -> NoReturn:
-    """Be the zygote of `parent_pid`; runs in a process that was executed for this alone."""
+def main(parent_pid: int, keeper_ends: int) -> NoReturn:
+    """Be the zygote of `parent_pid`; runs in a process that was executed for this alone.
+
+    Args:
+        parent_pid: Whose zygote.
+        keeper_ends: It has none, the first or both of KEEPER_FD and KEPT_FD; with both it is its tree's keeper.
+    """
     gc.disable()
     for name in ("sys", "main"):  # the children's `__main__` is the user's
         vars(sys.modules["__main__"]).pop(name, None)
@@ -461,16 +476,20 @@ def main(parent_pid: int) -> NoReturn:
     stack = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
     if stack != wire.STACK_FD:
         os.dup2(stack, wire.STACK_FD, inheritable=False)
-    for fd in (wire.CONTROL_FD, wire.LIFELINE_FD, wire.PARENT_FD, wire.LIFELINE_WRITE_FD, wire.PARENT_PIPE_FD):
+    given = [wire.CONTROL_FD, wire.LIFELINE_FD, wire.PARENT_FD, wire.LIFELINE_WRITE_FD, wire.PARENT_PIPE_FD]
+    given += [wire.KEEPER_FD, wire.KEPT_FD][:keeper_ends]
+    for fd in given:
         os.set_inheritable(fd, False)
-    os.closerange(wire.PARENT_PIPE_FD + 1, 0x7FFFFFFF)  # what the parent left inheritable
+    os.closerange(given[-1] + 1, 0x7FFFFFFF)  # what the parent left inheritable
+    if keeper_ends:
+        keeper.connect(wire.KEEPER_FD)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two a child; the children take over the parent's
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     sys.stdin = open(null, encoding="utf-8", closefd=False)  # noqa: SIM115  # it stays open
     faulthandler.enable(file=wire.STACK_FD)
     faulthandler.register(wire.STACK_SIGNAL, file=wire.STACK_FD, all_threads=True)
-    zygote = Zygote(parent_pid)
+    zygote = Zygote(parent_pid, keeper_ends)
     for number in range(3):  # the parent may close its own, and whoever reads them must then see the end
         os.dup2(null, number)
     zygote.run()

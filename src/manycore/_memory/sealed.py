@@ -4,7 +4,7 @@
     dumps, out-of-band buffers                     known inode: the object that is there
     write into a memfd, seal it for ever           else map read-only, loads once, remember the object
 
-    file   page 0      released | the table's place | parts     the creator alone writes, through an older mapping
+    file   page 0      released, table, parts, creator     the creator alone writes, through an older mapping
            then        the pickle | each buffer, 64-byte aligned | the table: (offset, length) a part
 
 Invariants:
@@ -13,7 +13,8 @@ Invariants:
 The arrays of the object are views of the memory: read-only, and valid as long as anybody holds them. When the
 creator drops its handle it says so in page 0; a process that remembers the object forgets it when it next
 receives one.
-If a process dies: a reader, nothing. The creator: the memory lives as long as somebody has it mapped.
+If a process dies: a reader, nothing. The creator: the memory lives as long as somebody has it mapped, and who
+    remembers the object forgets it when it next receives one, as above.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = ["Sealed"]
 
 _PAGE = 4096
 _LINE = 64
-_HEADER = struct.Struct("<QQQ")  # released; the table's offset; parts
+_HEADER = struct.Struct("<QQQQ")  # released; the table's offset; parts; the creator's pid
 _PART = struct.Struct("<QQ")  # offset; length
 _F_SEAL_FUTURE_WRITE = 0x0010  # Linux 5.1; `fcntl` has no name for it before CPython 3.14
 _CHECKED_BYTES = 8 << 20  # as in segment.py
@@ -54,9 +55,27 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _forget_released() -> None:
+    living: dict[int, bool] = {}
+    gone = []
     with _objects_lock:
-        gone = [_objects.pop(inode) for inode, (page, _) in list(_objects.items()) if page[0]]
+        for inode, (page, _) in list(_objects.items()):
+            released, _, _, creator = _HEADER.unpack_from(page, 0)
+            if creator not in living:
+                living[creator] = _is_alive(creator)
+            if released or not living[creator]:
+                gone.append(_objects.pop(inode))
     del gone
+
+
+def _is_alive(pid: int) -> bool:
+    """Another process that has the number now only delays the forgetting."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _write(fd: int, data: Any, offset: int) -> None:
@@ -97,7 +116,7 @@ class Sealed:
             for (at, _), part in zip(layout, parts, strict=True):
                 _write(fd, part, at)
             self._page = memoryview(Mapping(fd, _PAGE))
-            _HEADER.pack_into(self._page, 0, 0, table, len(layout) - 1)
+            _HEADER.pack_into(self._page, 0, 0, table, len(layout) - 1, os.getpid())
             seal(fd, _F_SEAL_FUTURE_WRITE)  # where the kernel cannot: readers map it read-only all the same
             status = os.fstat(fd)
         except OSError as error:
@@ -151,9 +170,9 @@ def _remembered(inode: tuple[int, int], size: int, descriptor: Callable[[], int]
         pages = memoryview(Mapping(fd, size, writable=False))
     finally:
         os.close(fd)
-    _, table, count = _HEADER.unpack_from(pages, 0)
+    _, table, count, _ = _HEADER.unpack_from(pages, 0)
     places = _PART.iter_unpack(pages[table : table + count * _PART.size])
     parts = [pages[at : at + length] for at, length in places]
     value = codec.loads(parts[0], buffers=parts[1:])
     with _objects_lock:
-        return _objects.setdefault(inode, (pages[:1], value))[1]
+        return _objects.setdefault(inode, (pages[: _HEADER.size], value))[1]

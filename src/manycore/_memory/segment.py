@@ -15,10 +15,12 @@ Invariants:
 In flight: a handle names its sender's descriptor, so what was pickled must stay open until it is received.
     Who knows when that is collects it (`collecting`); the last things that were sent are kept open for half a
     minute besides, a bounded number of them. A receiver that will load a pickle later claims what it names when
-    it arrives (`Claim`): from then on its sender may go.
+    it arrives (`Claim`): from then on its sender may go. And a sender that is not the root of its tree of processes
+    gives a duplicate to the tree's keeper (`keeper.py`), where the receiver asks when the sender is gone.
 If a process dies:
     in `create`: the kernel frees the memory with the descriptor.
-    the sender, before the handle is received: the receiver gets a clear OSError.
+    the sender, before the handle is received: the keeper has it; where there is none, the receiver gets a clear
+        OSError.
 Unlike multiprocessing.shared_memory: no name, so no resource tracker and no leak; a full machine is an
     OSError at creation, not a SIGBUS at some later write.
 """
@@ -34,6 +36,7 @@ import time
 from collections import deque
 from weakref import WeakValueDictionary
 
+from manycore._memory import keeper
 from manycore._memory.available import require_bytes
 from manycore._native.mapping import Mapping, allocate
 
@@ -266,6 +269,7 @@ def send_fd(fd: int, owner: object, size: int = 0) -> tuple[int, int] | Any:
 
         return DupFd(fd)
     _keep_in_flight(owner, size)
+    keeper.keep(fd, size)
     return os.getpid(), fd
 
 
@@ -324,19 +328,26 @@ def receive_fd(handle: tuple[int, int] | Any, inode: tuple[int, int], mode: int 
         try:
             fd = os.open(f"/proc/{pid}/fd/{number}", mode | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError):
-            return _receive_claimed(pid, inode)
+            return _receive_held(pid, inode, mode)
     status = os.fstat(fd)
     if (status.st_dev, status.st_ino) != inode:
         os.close(fd)
-        return _receive_claimed(pid, inode)
+        return _receive_held(pid, inode, mode)
     return fd
 
 
-def _receive_claimed(pid: int, inode: tuple[int, int]) -> int:
+def _receive_held(pid: int, inode: tuple[int, int], mode: int) -> int:
+    """What a claim of this process holds, or the keeper of its tree."""
     claimed = _claimed.get(inode)
-    if not claimed:
+    if claimed:
+        return os.dup(claimed[-1])
+    kept = keeper.find(inode)
+    if kept < 0:
         raise _gone(pid)
-    return os.dup(claimed[-1])
+    try:
+        return os.open(f"/proc/self/fd/{kept}", mode | os.O_CLOEXEC)
+    finally:
+        os.close(kept)
 
 
 def _gone(pid: int) -> OSError:
