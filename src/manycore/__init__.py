@@ -23,6 +23,8 @@ _HOMES = {
     "Failure": "pool",
     "Outcome": "pool",
     "Pool": "pool",
+    "current_task": "_engine.here",
+    "current_worker": "_engine.here",
     "imap": "pool",
     "map": "pool",
     "Future": "futures",

@@ -1,6 +1,8 @@
 # The face as type checkers see it: every name of the table in __init__.py, from its one home.
 # Written by `python -m tests.unit.face_stub`.
 
+from manycore._engine.here import current_task as current_task
+from manycore._engine.here import current_worker as current_worker
 from manycore._launch import Certificate as Certificate
 from manycore._launch import cpu_count as cpu_count
 from manycore._launch import preload as preload
@@ -129,6 +131,8 @@ __all__ = [
     "allow_connection_pickling",
     "cpu_count",
     "current_process",
+    "current_task",
+    "current_worker",
     "freeze_support",
     "get_all_start_methods",
     "get_context",

@@ -63,6 +63,9 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         initargs: Its arguments.
         max_tasks_per_child: Tasks after which a worker is replaced by a fresh one; None = never.
         name: What titles and messages call the executor.
+        finalizer: Called in each worker that ends in order, with what its initializer returned (which is
+            `current_worker().state`): after `shutdown`, and when it is replaced after `max_tasks_per_child`. Not when
+            the worker is killed. It has five seconds.
 
     A `with` block ends with `shutdown()`, which waits for what was submitted; after Ctrl-C nothing is waited for.
 
@@ -80,6 +83,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         *,
         max_tasks_per_child: int | None = None,
         name: str | None = None,
+        finalizer: Callable[[Any], object] | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = _launch.cpu_count()
@@ -99,6 +103,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 initargs=tuple(initargs),
                 max_tasks=max_tasks_per_child or 0,
                 name=name or "",
+                finalizer=finalizer,
             )
         )
         _launch.ensure_started()

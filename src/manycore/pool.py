@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sized
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -68,6 +69,9 @@ class Pool:
         context: Accepted for compatibility: workers are always forked by manycore's zygote.
         name: What titles and messages call the pool.
         preload: Modules that workers have imported before they start.
+        finalizer: Called in each worker that ends in order, with what its initializer returned (which is
+            `current_worker().state`): after `close`, when it is replaced after `maxtasksperchild`, and at the end of
+            a `with` block that leaves nothing undone. Not when the worker is killed. It has five seconds.
 
     A `with` block ends with `terminate`, as the standard library's does.
 
@@ -86,6 +90,7 @@ class Pool:
         *,
         name: str | None = None,
         preload: Iterable[str] = (),
+        finalizer: Callable[[Any], object] | None = None,
     ) -> None:
         if processes is None:
             processes = _launch.cpu_count()
@@ -101,6 +106,7 @@ class Pool:
                 max_tasks=maxtasksperchild or 0,
                 name=name or "",
                 preload=tuple(preload),
+                finalizer=finalizer,
             )
         )
         self._engine.start()
@@ -119,7 +125,11 @@ class Pool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.terminate()
+        engine = self._engine
+        if kind is None and engine.settings.finalizer is not None and engine.close_if_idle():
+            self.join()
+        else:
+            self.terminate()
 
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)
@@ -411,6 +421,9 @@ def map(
     timeout: float | None = None,
     retries: int = 0,
     on_error: OnError = "raise",
+    initializer: Callable[..., object] | None = None,
+    initargs: Iterable[Any] = (),
+    finalizer: Callable[[Any], object] | None = None,
 ) -> list[T]:
     """`list(map(function, *iterables))`, on all cores.
 
@@ -423,6 +436,10 @@ def map(
         timeout: Seconds that one call may run before its worker is killed and it fails with `TaskTimeout`.
         retries: How often a failed call is tried again.
         on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
+        initializer: Called in each worker before its first task, with `initargs`; what it returns is there
+            `current_worker().state`.
+        initargs: Its arguments.
+        finalizer: Called in each worker at the end, with what the initializer returned. It has five seconds.
 
     Returns:
         The results.
@@ -440,7 +457,8 @@ def map(
         raise TypeError("map() needs a function and at least one iterable")
     if not items:
         return []
-    with Pool(_fitting(workers, len(items))) as pool:
+    size = _fitting(workers, len(items))
+    with Pool(size, initializer, initargs, finalizer=finalizer) as pool:
         run = pool._run(function, items, options)
         with _reporting(progress, len(items), pool._engine) as advance:
             results = gather(run, on_error, advance)
@@ -479,6 +497,9 @@ def imap(
     retries: int = 0,
     on_error: OnError = "raise",
     buffersize: int = 0,
+    initializer: Callable[..., object] | None = None,
+    initargs: Iterable[Any] = (),
+    finalizer: Callable[[Any], object] | None = None,
 ) -> Iterator[T]:
     """As `map`, as an iterator that reads its inputs only as results are consumed; they may be endless.
 
@@ -492,6 +513,10 @@ def imap(
         retries: How often a failed call is tried again.
         on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
         buffersize: Items read ahead of the consumer; 0 = what keeps the workers busy.
+        initializer: Called in each worker before its first task, with `initargs`; what it returns is there
+            `current_worker().state`.
+        initargs: Its arguments.
+        finalizer: Called in each worker at the end, with what the initializer returned. It has five seconds.
     """
     if not iterables:
         raise TypeError("imap() needs a function and at least one iterable")
@@ -504,17 +529,18 @@ def imap(
     items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
     total = len(items) if isinstance(items, Sized) else None
     options = MapOptions(star=star, ordered=ordered, lazy=True, window=buffersize, timeout=timeout, retries=retries)
-    return _stream(function, items, workers, options, on_error, progress, total)
+    pool = partial(Pool, workers, initializer, tuple(initargs), finalizer=finalizer)
+    return _stream(pool, function, items, options, on_error, progress, total)
 
 
 def _stream(
+    make_pool: Callable[[], Pool],
     function: Callable[..., Any],
     items: Iterable[Any],
-    workers: int | None,
     options: MapOptions,
     on_error: OnError,
     progress: Any,
     total: int | None,
 ) -> Iterator[Any]:
-    with Pool(workers) as pool, _reporting(progress, total, pool._engine) as advance:
+    with make_pool() as pool, _reporting(progress, total, pool._engine) as advance:
         yield from IMapIterator(pool._run(function, items, options), on_error, advance)

@@ -87,6 +87,11 @@ class Parcel:
         self.blocks = blocks
         self.claim: Claim | None = None  # on shared memory that the pickle names
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the pickle and of its buffers."""
+        return sum(memoryview(part).nbytes for part in (self.pickled, *self.blocks))
+
     def open(self) -> Any:
         """Rebuild the value; its large buffers are the blocks themselves."""
         if self.error is not None:

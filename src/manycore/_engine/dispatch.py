@@ -238,7 +238,11 @@ class _Worker:
 
 
 class Dispatcher:
-    """The state of one engine: its tasks, its queue and its workers."""
+    """The state of one engine: its tasks, its queue and its workers.
+
+    Attributes:
+        retries: How often an item was tried again.
+    """
 
     def __init__(self) -> None:
         self._tasks: dict[int, Task] = {}
@@ -247,6 +251,7 @@ class Dispatcher:
         self._next_id = 1
         self._timeouts: dict[int, int] = {}  # timeout in ns -> how many tasks in `_tasks` have it
         self._failed_starts = 0  # in a row
+        self.retries = 0  # items that were tried again
 
     # tasks
 
@@ -356,7 +361,10 @@ class Dispatcher:
     def _spent(self, task: Task) -> bool:
         """The item at `received` came to nothing: whether that was its last try."""
         task.tries += 1
-        return task.tries > task.retries
+        if task.tries > task.retries:
+            return True
+        self.retries += 1
+        return False
 
     def _give_up_item(self, task: Task, *, running: bool, timeout: bool = False) -> list[Instruction]:
         """The item at `received` has failed for good; `running`: the rest of the chunk is still with its worker."""

@@ -66,6 +66,7 @@ class FunctionTable:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
+        self.sent_bytes = 0
         self._lock = threading.Lock()  # guards the tables; nothing is acquired under it
         self._by_name: dict[tuple[Any, int], Function] = {}  # importable functions, which never change
         self._by_bytes: dict[bytes, Range] = {}  # in order of use
@@ -93,6 +94,7 @@ class FunctionTable:
             place = self._by_bytes.pop(data, None)
             if place is None:
                 place = self._spool.put(data)
+                self.sent_bytes += len(data)
             self._by_bytes[data] = place
             if len(self._by_bytes) > KEPT:
                 del self._by_bytes[next(iter(self._by_bytes))]

@@ -75,6 +75,8 @@ class Engine:
             raise ValueError(f"a pool has 1 to {WORKERS_MAX} workers, not {settings.workers}")
         if settings.initializer is not None and not callable(settings.initializer):
             raise TypeError("initializer must be a callable")
+        if settings.finalizer is not None and not callable(settings.finalizer):
+            raise TypeError("finalizer must be a callable")
         self.settings = settings
         self.name = settings.name or f"pool-{next(_names)}"
         self._lock = threading.Lock()
@@ -400,14 +402,18 @@ class Engine:
                 name=self.name,
                 workers=len(workforce.workers),
                 pids=workforce.pids(),
+                workers_busy=workforce.busy(),
                 tasks_pending=self._dispatcher.outstanding,
                 items_done=self._settlement.items_done,
                 items_failed=self._settlement.items_failed,
+                retries=self._dispatcher.retries,
                 workers_started=workforce.started,
                 workers_died=workforce.died,
                 worker_seconds=self._settlement.busy_ns / 1e9,
                 worker_cpu_seconds=workforce.cpu_seconds,
                 worker_peak_rss_bytes=workforce.peak_rss(),
+                bytes_sent=self.outbox.sent_bytes,
+                bytes_received=workforce.received_bytes,
             )
 
     @property
@@ -445,6 +451,13 @@ class Engine:
         self._closed = True
         self._unattended = True
         self._tasks.alarm()
+
+    def close_if_idle(self) -> bool:
+        """`close`, unless something is still to be done; whether the engine is closed now and can be joined at once."""
+        if not self._nothing_left():
+            return False
+        self.close()
+        return self._nothing_left()
 
     def join(self, *, read_all: bool = True) -> None:
         """After `close`: wait until all tasks are done and the workers have ended.

@@ -48,6 +48,7 @@ class Outbox:
         self._spool = Spool()
         self.functions = FunctionTable(self._spool)
         self.arena = Arena(default_budget(arenas), "manycore-arguments")
+        self._large_bytes = 0  # of payloads that went beside their frames
         self._tending = False  # whether the collector gives the arena's memory back when nothing is put any more
 
     @property
@@ -94,8 +95,9 @@ class Outbox:
         flags = function.flags if task.chunk else frames.CALL
         if type(payload) is not bytes:
             flags, payload = self._large(flags, payload)
+            self._large_bytes += task.nbytes
         head = function.head if task.received == 0 else function.head_from(task.received)
-        return self._tasks.publish(task.id, 0, flags, head, payload, task, TaskState.PUBLISHED)
+        return self._tasks.publish(task.id, task.tries, flags, head, payload, task, TaskState.PUBLISHED)
 
     def _large(self, flags: int, payload: Any) -> tuple[int, bytes]:
         """The flags and the frame's part of a payload that is not in the frame."""
@@ -107,6 +109,11 @@ class Outbox:
                 payload.range = self._spool.put(payload.data)
             payload = payload.range
         return flags | frames.SPOOLED, frames.WHERE.pack(payload.offset, payload.length)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of tasks and functions that were sent so far."""
+        return self._tasks.sent_bytes + self._large_bytes + self.functions.sent_bytes
 
     def tend(self) -> int | None:
         """Give idle memory back; returns when to come again (ns), None when there is nothing to give."""

@@ -19,6 +19,7 @@ class Settings(NamedTuple):
         workers: How many worker processes, at least 1.
         initializer: Called in each worker before its first task, with `initargs`.
         initargs: Its arguments.
+        finalizer: Called in each worker that ends in order, with what its initializer returned.
         max_tasks: Tasks after which a worker is replaced by a fresh one; 0 = never.
         name: What titles and messages call the pool.
         preload: Modules that workers have imported before they start.
@@ -30,6 +31,7 @@ class Settings(NamedTuple):
     max_tasks: int = 0
     name: str = ""
     preload: tuple[str, ...] = ()
+    finalizer: Callable[[Any], object] | None = None
 
 
 class Stats(NamedTuple):
@@ -39,27 +41,35 @@ class Stats(NamedTuple):
         name: The pool's name.
         workers: Workers that are there now.
         pids: Their process ids.
+        workers_busy: Those of them that run something now.
         tasks_pending: Calls and chunks that are not done.
         items_done: Items that gave a result.
         items_failed: Items that raised, timed out, or died with their worker.
+        retries: How often an item was tried again.
         workers_started: Worker processes started so far.
         workers_died: Those that died without being told to.
         worker_seconds: Time that workers spent inside the user's functions.
         worker_cpu_seconds: CPU time of workers that have ended.
         worker_peak_rss_bytes: The largest peak memory of any worker that has ended, or lives and can be asked.
+        bytes_sent: Of functions and arguments, pickled, from this process to workers.
+        bytes_received: Of results, pickled, from workers to this process.
     """
 
     name: str
     workers: int
     pids: tuple[int, ...]
+    workers_busy: int
     tasks_pending: int
     items_done: int
     items_failed: int
+    retries: int
     workers_started: int
     workers_died: int
     worker_seconds: float
     worker_cpu_seconds: float
     worker_peak_rss_bytes: int
+    bytes_sent: int
+    bytes_received: int
 
 
 class Sink(Protocol):

@@ -7,6 +7,9 @@
 The loop keeps nothing between tasks but the functions it has loaded. It imports little, because every worker
 pays for what it imports.
 
+A life: initializer -> READY -> the loop -> LEAVING -> finalizer -> exit. The finalizer runs at every end but a kill,
+for a bounded time: then the kernel ends the process, whatever it hangs in.
+
 If a process dies: anywhere here, the parent reads the ring, the slots and the page, in this order (see
     `_native/c/task_ring.h`), and knows which items are done, which one is to blame, and which never began.
 """
@@ -15,19 +18,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from manycore._engine import frames, identity
+from manycore._engine import frames, here, identity
 from manycore._engine.cargo import Manifest, unpack, with_claims
 from manycore._engine.failure import dump_failure
+from manycore._engine.functions import name_of
+from manycore._engine.here import CurrentTask, CurrentWorker
 from manycore._engine.spool import read_exactly
 from manycore._memory import codec
 from manycore._memory.arena import Arena, ArenaFull, ArenaView, default_budget
 from manycore._memory.segment import Segment, collecting
-from manycore._native.ring import FRAGMENT_BYTES, ResultRing, TaskRing, now_ns
+from manycore._native.ring import DECODING, FRAGMENT_BYTES, ResultRing, TaskRing, now_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +96,18 @@ class _Worker:
         self.view: ArenaView | None = None  # of the parent's arena, once a large argument came
         self.arena: Arena | None = None  # our own, once there was a large result
         self.functions = _Functions(self.spool_fd)
+        self.function: Callable[..., Any] | None = None  # of the task that was begun last
+        self.first = 0  # its item that was begun first
+        self.tries = 0  # and how often that one had begun before
+
+    def look(self) -> CurrentTask | None:
+        """The task that runs now."""
+        task, item, _, _, _ = self.tasks.status(self.index)
+        function = self.function
+        if not task or item == DECODING or function is None:
+            return None
+        name = name_of(function)
+        return CurrentTask(task, name, name, self.tries + 1 if item == self.first else 1, None)
 
     def run(self, max_tasks: int) -> None:
         """Take tasks until told to stop, or until `max_tasks` (0 = no bound) are done."""
@@ -109,7 +127,7 @@ class _Worker:
             else:
                 wait_task(index, None if self.arena is None else self.arena.tend(now_ns()))
 
-    def execute(self, task: int, _number: int, flags: int, frame: bytes) -> None:
+    def execute(self, task: int, tries: int, flags: int, frame: bytes) -> None:
         offset, length, first = frames.HEADER.unpack_from(frame)
         payload: Any
         try:
@@ -127,6 +145,7 @@ class _Worker:
             self.tasks.done(self.index, 0, 0)
             self.tasks.notify()
             return
+        self.function, self.first, self.tries = function, first, tries
         if flags & frames.CHUNK:
             star = bool(flags & frames.STAR)
             put_raised, put_result = self.put_raised, self.put_result
@@ -221,23 +240,41 @@ def main(payload: bytes, fds: list[int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)  # a line is one write: never torn, and not lost in a kill
-    initializer = setup["initializer"]
-    if initializer is not None:
-        try:
+    worker = _Worker(index, tasks, results, fds, setup["arenas"])
+    current = CurrentWorker(index, setup["pool"], worker.look)
+    here.become(current)
+    initializer, finalizer = setup["initializer"], setup["finalizer"]
+    try:
+        if finalizer is not None:
+            finalizer = codec.load_function(finalizer)
+        if initializer is not None:
             function, arguments = initializer
-            codec.load_function(function)(*codec.loads(arguments))
-        except BaseException as error:
-            results.put(0, 0, frames.INIT_FAILED, 0, dump_failure(error))
-            tasks.notify()
-            return 1
+            current.state = codec.load_function(function)(*codec.loads(arguments))
+    except BaseException as error:
+        results.put(0, 0, frames.INIT_FAILED, 0, dump_failure(error))
+        tasks.notify()
+        return 1
     results.put(0, 0, frames.READY, 0, b"")
     tasks.notify()
-    worker = _Worker(index, tasks, results, fds, setup["arenas"])
     try:
         worker.run(setup["max_tasks"])
     except _Crippled:
         pass  # it has given its task back
-    worker.leave()
     results.put(0, 0, frames.LEAVING, 0, b"")
     tasks.notify()
+    if finalizer is not None:
+        _finalize(finalizer, current.state, setup["finalizer_seconds"])
+    worker.leave()
     return 0
+
+
+def _finalize(finalizer: Callable[[Any], object], state: Any, seconds: float) -> None:
+    """Call it, for a bounded time. What it raises is told on standard error, and harms nobody."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        finalizer(state)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    signal.setitimer(signal.ITIMER_REAL, 0)

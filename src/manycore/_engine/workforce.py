@@ -40,8 +40,11 @@ Record = tuple[int, int, int, int, bool, int, Any]
 # A worker's result ring. Shorter than the caches, long enough for 5,000 small results.
 RING_BYTES: Final = 256 * 1024 + 4096  # the data is a power of two, and there is a header
 
-# How long workers that were told to stop may take to end, before they are killed.
+# How long workers that were told to stop may take to end, before they are killed; beside it, what a finalizer may take.
 STOP_GRACE: Final = 5.0  # seconds
+
+# How long a worker's finalizer may run.
+FINALIZER_SECONDS: Final = 5.0
 
 # Looks, 0.2 ms apart, at whether a worker has stopped: a signal's delivery takes mostly less than 0.1 ms.
 PAUSE_LOOKS: Final = 25
@@ -57,9 +60,22 @@ class Worker:
         parts: Of a result that comes in several records, those that are here.
         leaving: It has said that it ends in order.
         arena_fd: What its large results are in.
+        large_bytes: Of its large results so far.
     """
 
-    __slots__ = ("_view", "arena_fd", "child", "inbox", "index", "leaving", "parts", "position", "ring", "segment")
+    __slots__ = (
+        "_view",
+        "arena_fd",
+        "child",
+        "inbox",
+        "index",
+        "large_bytes",
+        "leaving",
+        "parts",
+        "position",
+        "ring",
+        "segment",
+    )
 
     def __init__(self, index: int, segment: Segment, ring: ResultRing) -> None:
         self.index = index
@@ -72,6 +88,7 @@ class Worker:
         self.position = 0
         self.parts: list[bytes] = []
         self.leaving = False
+        self.large_bytes = 0
 
     def open_cargo(self, flags: int, data: bytes) -> Parcel:
         """Take what a record's bytes name, before the worker may go: blocks of its arena, shared memory."""
@@ -83,6 +100,7 @@ class Worker:
                 if self._view is None:
                     self._view = ArenaView(os.dup(self.arena_fd))
                 parcel = unpack(self._view, data)
+                self.large_bytes += parcel.nbytes
             else:
                 parcel = Parcel(data, [])
         except OSError as error:  # no descriptor, no address space: this one result cannot be had
@@ -125,12 +143,14 @@ class Workforce:
             if settings.initializer is None
             else (codec.dump_function(settings.initializer), codec.dumps(settings.initargs))
         )
+        self._finalizer = None if settings.finalizer is None else codec.dump_function(settings.finalizer)
         self.workers: dict[int, Worker] = {}
         self.rings: list[ResultRing] = []
         self.dead: deque[Worker] = deque()
         self.started = self.died = 0
         self.cpu_seconds = 0.0
         self.peak_rss_bytes = 0
+        self._received_bytes = 0  # from those that have ended
 
     def start(self, index: int) -> None:
         """Start a worker in this place; returns before it runs."""
@@ -139,8 +159,11 @@ class Workforce:
         self._tasks.reset(index)
         setup = {
             "index": index,
+            "pool": self._name,
             "initializer": self._initializer,
+            "finalizer": self._finalizer,
             "max_tasks": self._settings.max_tasks,
+            "finalizer_seconds": FINALIZER_SECONDS,
             "arenas": self._settings.workers + 1,
             "main": codec.describe_main(),
             "identity": identity.of_workers(),
@@ -173,6 +196,7 @@ class Workforce:
         if certificate is not None:
             self.cpu_seconds += certificate.user_seconds + certificate.system_seconds
             self.peak_rss_bytes = max(self.peak_rss_bytes, certificate.peak_rss_bytes)
+        self._received_bytes += worker.ring.taken_bytes + worker.large_bytes
         if not worker.leaving:
             self.died += 1
         worker.close()
@@ -196,6 +220,13 @@ class Workforce:
     def pids(self) -> tuple[int, ...]:
         """The process ids of those that have started."""
         return tuple(worker.child.pid for worker in self.workers.values() if worker.child.started)
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of results that came so far."""
+        return self._received_bytes + sum(
+            worker.ring.taken_bytes + worker.large_bytes for worker in self.workers.values()
+        )
 
     def peak_rss(self) -> int:
         """The largest peak memory of any worker so far, in bytes."""
@@ -230,8 +261,9 @@ class Workforce:
             worker.child.kill()
 
     def await_end(self, children: Sequence[_launch.Child]) -> None:
-        """Wait until these have ended; kill those that do not within STOP_GRACE. Without locks."""
-        deadline = time.monotonic() + STOP_GRACE
+        """Wait until these have ended; kill those that do not in time. Without locks."""
+        grace = STOP_GRACE if self._finalizer is None else STOP_GRACE + FINALIZER_SECONDS
+        deadline = time.monotonic() + grace
         for child in children:
             if child.wait(max(0.0, deadline - time.monotonic())) is None:
                 child.kill()

@@ -12,6 +12,9 @@ cdef class ResultRing:
         buffer: Writable shared memory.
         create: Make an empty ring that fills the memory; otherwise use the one that is there.
 
+    Attributes:
+        taken_bytes: Of all payloads that this object has taken.
+
     Raises:
         ValueError: The memory is too small, or holds no result ring of this version.
     """
@@ -19,6 +22,7 @@ cdef class ResultRing:
     cdef mc_results *results
     cdef object buffer
     cdef TaskRing bell
+    cdef readonly uint64_t taken_bytes
 
     def __cinit__(self, uint8_t[::1] buffer, bint create=False, TaskRing bell=None):
         cdef uint64_t capacity = 4096
@@ -225,6 +229,7 @@ cdef class ResultRing:
                 run_next += 1
                 run_took += record.took_ns
             mc_take(self.results, size)
+            self.taken_bytes += length
             taken += 1
         if run is not None:
             records.append((run_task, run_first, 0, run_took, True, 0, run))

@@ -11,6 +11,9 @@ cdef class TaskRing:
     Raises:
         ValueError: The memory is too small, or holds no task ring of this version.
 
+    Attributes:
+        sent_bytes: Of all frames that this object has published.
+
     Process-safety: publish, kick, withdraw, repair and the bell belong to one process, under a lock of its own;
     claim, begin, wait and notify to the workers. If a process dies: see c/task_ring.h.
     """
@@ -20,6 +23,7 @@ cdef class TaskRing:
     cdef mc_spinner spinner
     cdef mc_spinner fg_spinner
     cdef int64_t notified_ns
+    cdef readonly uint64_t sent_bytes
     cdef object buffer
     cdef const uint8_t[::1] view
 
@@ -62,6 +66,7 @@ cdef class TaskRing:
             PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload),
         )
         if ticket >= 0:
+            self.sent_bytes += length
             if record is not None:
                 record.ticket = ticket
                 record.state = state

@@ -1,0 +1,86 @@
+"""Where code runs: the worker that it is in, and the task that it is part of.
+
+Nothing is kept for it while tasks run: who asks is told from the worker's page and from what the loop has in its
+hands, so a task that does not ask pays nothing.
+
+If a process dies: nothing is shared. A process that a task forks has the worker's memory and is not the worker: it is
+    told None.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["CurrentTask", "CurrentWorker", "become", "current_task", "current_worker"]
+
+
+class CurrentTask(NamedTuple):
+    """The task that the calling code is part of.
+
+    Attributes:
+        id: Its number in its pool, as messages have it. The items of a map that travel together share it.
+        name: What the pool calls it: the name that it was given, or the function's.
+        function: The function's name.
+        attempt: How often it has begun, this time included: 1 unless it is tried again.
+        deadline: When it will be ended for its `timeout`, on `time.monotonic`; None where it has none.
+    """
+
+    id: int
+    name: str
+    function: str
+    attempt: int
+    deadline: float | None
+
+
+class CurrentWorker:
+    """The worker that the calling code runs in.
+
+    Attributes:
+        index: Its place in its pool, from 0.
+        pool: The pool's name.
+        pid: Its process id.
+        state: What the initializer returned; None without one. It may be set.
+    """
+
+    __slots__ = ("_look", "index", "pid", "pool", "state")
+
+    def __init__(self, index: int, pool: str, look: Callable[[], CurrentTask | None]) -> None:
+        self.index = index
+        self.pool = pool
+        self.pid = os.getpid()
+        self.state: Any = None
+        self._look = look
+
+    def __repr__(self) -> str:
+        return f"<worker {self.index} of pool {self.pool!r}, pid {self.pid}>"
+
+
+_worker: CurrentWorker | None = None
+
+
+def become(worker: CurrentWorker) -> None:
+    """From now on this process is that worker."""
+    global _worker
+    _worker = worker
+
+
+def current_worker() -> CurrentWorker | None:
+    """The worker that this code runs in; None outside of one.
+
+    Its `state` is what the pool's `initializer` returned there.
+    """
+    worker = _worker
+    return worker if worker is not None and worker.pid == os.getpid() else None
+
+
+def current_task() -> CurrentTask | None:
+    """The task that this code is part of; None outside of one, and in an initializer or a finalizer.
+
+    A thread that a task has started is told of the task that the worker runs now.
+    """
+    worker = current_worker()
+    return None if worker is None else worker._look()
