@@ -159,7 +159,7 @@ class Workforce:
         self._tasks.reset(index)
         setup = {
             "index": index,
-            "pool": self._name,
+            "pool": self.name,
             "initializer": self._initializer,
             "finalizer": self._finalizer,
             "max_tasks": self._settings.max_tasks,
