@@ -7,6 +7,8 @@
 The loop keeps nothing between tasks but the functions it has loaded. It imports little, because every worker
 pays for what it imports.
 
+While a task runs, the process's title ends with its function's name: some bytes of memory, which `ps` reads.
+
 A life: initializer -> READY -> the loop -> LEAVING -> finalizer -> exit. The finalizer runs at every end but a kill,
 for a bounded time: then the kernel ends the process, whatever it hangs in.
 
@@ -33,6 +35,7 @@ from manycore._engine.spool import read_exactly
 from manycore._memory import codec
 from manycore._memory.arena import Arena, ArenaFull, ArenaView, default_budget
 from manycore._memory.segment import Segment, collecting
+from manycore._native import process
 from manycore._native.ring import DECODING, FRAGMENT_BYTES, ResultRing, TaskRing, now_ns
 
 if TYPE_CHECKING:
@@ -42,6 +45,9 @@ __all__ = ["main"]
 
 # How long a worker that leaves waits for the parent to claim what it has sent by handle.
 LEAVE_NS: Final = 2_000_000_000
+
+# Of a function's name, what the worker's title shows while it runs.
+NAME_BYTES: Final = 64
 
 # Functions that a worker keeps loaded. Each costs its code and its closure; a forgotten one is loaded again.
 FUNCTIONS_KEPT: Final = 256
@@ -97,6 +103,7 @@ class _Worker:
         self.arena: Arena | None = None  # our own, once there was a large result
         self.functions = _Functions(self.spool_fd)
         self.function: Callable[..., Any] | None = None  # of the task that was begun last
+        self.title_room = process.title_room()
         self.first = 0  # its item that was begun first
         self.tries = 0  # and how often that one had begun before
 
@@ -145,6 +152,9 @@ class _Worker:
             self.tasks.done(self.index, 0, 0)
             self.tasks.notify()
             return
+        if function is not self.function:
+            name = name_of(function).encode("utf-8", "replace")[:NAME_BYTES]
+            self.tasks.post(*self.title_room, b" [running %b]" % name)
         self.function, self.first, self.tries = function, first, tries
         if flags & frames.CHUNK:
             star = bool(flags & frames.STAR)

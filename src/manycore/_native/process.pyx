@@ -50,6 +50,7 @@ cdef extern from *:
 # has its own copy at the same address, so the bounds are looked up once.
 cdef unsigned long _start = 0
 cdef unsigned long _end = 0
+cdef unsigned long _title_end = 0  # where the title that was set ends, within the area
 
 
 cdef int _call(int option, unsigned long value) except -1:
@@ -60,13 +61,14 @@ cdef int _call(int option, unsigned long value) except -1:
 
 def find_title_area() -> int:
     """Look up where argv lies, and return its size in bytes (0 where the kernel does not say)."""
-    global _start, _end
+    global _start, _end, _title_end
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     # argv's bounds are fields 48 and 49 of proc(5), counted from one; the state is field 3
     _start, _end = int(fields[48 - 3]), int(fields[49 - 3])
     if _end < _start:
         _start = _end = 0
+    _title_end = 0
     return _end - _start
 
 
@@ -76,13 +78,25 @@ def set_title(title: bytes) -> None:
     Only a process whose argv nobody reads any more may do this, so the zygote and its children: the
     interpreter has copied its arguments, and the area is as long as the zygote's own command line.
     """
+    global _title_end
     cdef bytes text = title
     cdef size_t size = _end - _start
     if size > 1:
         text = text[:size - 1]
         memset(<void *>_start, 0, size)
         memcpy(<void *>_start, <const char *>text, len(text))
+        _title_end = _start + len(text)
     _call(PR_SET_NAME, <unsigned long><const char *>title)
+
+
+def title_room() -> tuple:
+    """The memory behind this process's title that is shown with it: (address, bytes); (0, 0) where there is none.
+
+    Its last byte must stay 0, so that the kernel shows nothing beyond the area.
+    """
+    if _title_end == 0 or _end < _title_end + 1:
+        return 0, 0
+    return _title_end, _end - _title_end - 1
 
 
 def set_child_subreaper() -> None:

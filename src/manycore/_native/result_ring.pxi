@@ -139,6 +139,7 @@ cdef class ResultRing:
         cdef int64_t begun = mc_now_ns(), started = begun, now
         MC_STORE(page.started_ns, started)
         MC_STORE(page.item, <uint64_t>first)
+        tasks.hang_out()
         for item in range(first, count):
             try:
                 result = function(*items[item]) if star else function(items[item])

@@ -9,7 +9,7 @@ from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
@@ -108,6 +108,9 @@ cdef object COLLECTOR = "collector"
 WORKERS_MAX = MC_WORKERS_MAX
 INLINE_BYTES = MC_SLOT_PAYLOAD      # the longest payload of a task that the ring holds itself
 FRAGMENT_BYTES = 32768              # a longer payload of a result goes in records of this size
+
+cdef enum:
+    SIGN_BYTES = 80                 # of what a process's title says of its task; a longer name is cut
 
 # How a record's payload is encoded.
 cdef enum:
