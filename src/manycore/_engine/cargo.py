@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["INLINE_PICKLE_BYTES", "Manifest", "Parcel", "claim", "unpack", "with_claims"]
 
 _HEAD: Final = Struct("<II")  # how many refs, and whether the pickle is in the last of them
+_ALONE: Final = Struct("<IIQQ")  # the same with the one ref, of the pickle
 
 _COUNT: Final = Struct("<Q")
 _HANDLE: Final = Struct("<QQQQ")  # pid, descriptor, device, inode
@@ -57,10 +58,14 @@ class Manifest:
             ArenaFull: No room; nothing was kept.
             OSError: Memory is short.
         """
-        inside = len(pickled) > INLINE_PICKLE_BYTES
         self._refs: list[Ref] = []
         self.range: Range | None = None
         self._arena = arena
+        inside = len(pickled) > INLINE_PICKLE_BYTES
+        if inside and not buffers:
+            self._refs = arena.put((pickled,))
+            self.data = _ALONE.pack(1, 1, *self._refs[0])
+            return
         self._refs = arena.put([*buffers, pickled] if inside else buffers)
         numbers = [number for ref in self._refs for number in ref]
         head = _HEAD.pack(len(self._refs), inside) + Struct(f"<{len(numbers)}Q").pack(*numbers)
@@ -115,6 +120,8 @@ def claim(data: bytes) -> tuple[Claim, bytes]:
 def unpack(view: ArenaView, data: bytes | memoryview) -> Parcel:
     """Take the blocks that a manifest names."""
     count, inside = _HEAD.unpack_from(data)
+    if inside and count == 1:
+        return Parcel(view.take(_ALONE.unpack_from(data)[2:]), [])
     numbers = Struct(f"<{2 * count}Q").unpack_from(data, _HEAD.size)
     blocks = [view.take((numbers[i], numbers[i + 1])) for i in range(0, 2 * count, 2)]
     if inside:

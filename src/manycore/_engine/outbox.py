@@ -19,6 +19,7 @@ from manycore._engine.functions import FunctionTable
 from manycore._engine.spool import Spool
 from manycore._memory import codec
 from manycore._memory.arena import Arena, ArenaFull, default_budget
+from manycore._native.codec import pack
 from manycore._native.ring import INLINE_BYTES, now_ns
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Outbox:
             OSError: Memory is short.
         """
         buffers: list[Any] = []
-        payload = codec.dumps(value, buffers=buffers, roots=roots)
+        payload = pack(value) or codec.dumps(value, buffers=buffers, roots=roots)
         if not buffers and len(payload) <= _INLINE:
             return Task(sink, function, payload, nbytes=len(payload), **options)
         nbytes = len(payload) + sum(buffer.nbytes for buffer in buffers)

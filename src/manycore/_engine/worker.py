@@ -36,6 +36,7 @@ from manycore._memory import codec
 from manycore._memory.arena import Arena, ArenaFull, ArenaView, default_budget
 from manycore._memory.segment import Segment, collecting
 from manycore._native import process
+from manycore._native.codec import pack
 from manycore._native.ring import DECODING, FRAGMENT_BYTES, ResultRing, TaskRing, now_ns
 
 if TYPE_CHECKING:
@@ -200,6 +201,10 @@ class _Worker:
             return None
 
     def put_result(self, task: int, item: int, took_ns: int, result: Any) -> None:
+        packed = pack(result)
+        if packed is not None and len(packed) <= FRAGMENT_BYTES:
+            self.results.put(task, item, frames.OK, took_ns, packed)
+            return
         buffers: list[Any] = []
         kept: list[Any] = []  # what is sent by handle: the parent claims it when the record comes
         flags = 0
@@ -207,12 +212,12 @@ class _Worker:
             with collecting(kept):
                 data = codec.dumps(result, buffers=buffers, to_parent=True)
                 if buffers or len(data) > FRAGMENT_BYTES:
-                    packed = self.pack(data, buffers)
-                    if packed is None:
+                    manifest = self.pack(data, buffers)
+                    if manifest is None:
                         kept.clear()
                         data = codec.dumps(result, to_parent=True)
                     else:
-                        data, flags = packed, frames.PACKED
+                        data, flags = manifest, frames.PACKED
             if kept:
                 data, flags = with_claims(kept, data), flags | frames.CLAIMS
                 self.sends_handles = True

@@ -2,7 +2,8 @@
 
       dumps                                             loads
       plain builtin value --------> pickle.dumps -----> first byte 0x80: pickle.loads
-      anything else --> Pickler --> pickle bytes -----> the same
+      the same with small arrays -> pack -------------> first byte 0x02: unpack (`_native/c/packed.h`)
+      anything else --> Pickler --> pickle bytes -----> as a plain value
       code by value --> Pickler --> 0x01 table body --> install(table), pickle.loads(body)
                            |
                            +-> buffers of 64 KiB and more, into the caller's list
@@ -34,7 +35,7 @@ from manycore._memory import reducers
 from manycore._memory.by_value import Memo, Shipment
 from manycore._memory.namespaces import become_worker, describe_main, find, importable
 from manycore._memory.rebuild import install
-from manycore._native.codec import is_plain
+from manycore._native.codec import PACKED_MARK, is_plain, pack, unpack
 
 __all__ = [
     "become_worker",
@@ -143,6 +144,10 @@ def dumps(
     """
     if is_plain(value):
         return pickle.dumps(value, 5)
+    if least == reducers.OUT_OF_BAND_BYTES:
+        packed = pack(value, arrays_only=True)
+        if packed is not None:
+            return packed
     return _dumps(value, None, buffers, roots, least, to_parent=to_parent)
 
 
@@ -206,8 +211,9 @@ def loads(data: bytes | bytearray | memoryview, *, buffers: Sequence[Any] = ()) 
     Returns:
         An equal value. A class or function that came from this process is this process's own object.
     """
-    if data[0] != _ENVELOPE:
-        return pickle.loads(data, buffers=buffers)
+    mark = data[0]
+    if mark != _ENVELOPE:
+        return unpack(data) if mark == PACKED_MARK else pickle.loads(data, buffers=buffers)
     view = memoryview(data)
     body = _HEAD_BYTES + int.from_bytes(view[1:_HEAD_BYTES], "little")
     held = install(view[_HEAD_BYTES:body])
