@@ -17,22 +17,19 @@ Unlike multiprocessing.connection: two threads may send on one connection, and t
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import connection as _standard
 from multiprocessing import reduction as _reduction
 from multiprocessing.connection import (  # type: ignore[attr-defined]  # names that its stub leaves out
     CONNECTION_TIMEOUT,
     ConnectionWrapper,
-    SocketListener,
-    XmlClient,
-    XmlListener,
     address_type,
-    answer_challenge,
     arbitrary_address,
     default_family,
-    deliver_challenge,
     families,
     rebuild_connection,
     reduce_connection,
@@ -41,7 +38,10 @@ from multiprocessing.connection import (  # type: ignore[attr-defined]  # names 
 from multiprocessing.context import AuthenticationError, BufferTooShort, assert_spawning
 from typing import Any
 
+from manycore import _authentication
 from manycore._memory import codec
+
+AUTH_TIMEOUT = 10.0  # seconds that a client has for the handshake; slow networks need some tenths
 
 __all__ = [
     "CONNECTION_TIMEOUT",
@@ -170,25 +170,201 @@ def Pipe(duplex: bool = True) -> tuple[Connection, Connection]:  # noqa: N802
     return Connection(reader, writable=False), Connection(writer, readable=False)
 
 
-def _with_locks(connection: Any) -> Any:
-    if type(connection) is _standard.Connection:
-        connection.__class__ = _Locked
-    return connection
+def deliver_challenge(connection: Any, authkey: bytes, digest_name: str = "sha256") -> None:
+    """Ask the other end to show that it has the key; the first half of the handshake for a listener.
+
+    Args:
+        connection: Anything with `send_bytes` and `recv_bytes`.
+        authkey: The key.
+        digest_name: "sha256", "sha384", "sha3_256", "sha3_384" or "md5".
+
+    Raises:
+        AuthenticationError: It has another key, or none.
+    """
+    _authentication.run_blocking(_authentication.deliver(_checked_key(authkey), digest_name), connection)
+
+
+def answer_challenge(connection: Any, authkey: bytes) -> None:
+    """Show the other end that this one has the key; the first half of the handshake for a client.
+
+    Raises:
+        AuthenticationError: The other end says that it is the wrong one.
+    """
+    _authentication.run_blocking(_authentication.answer(_checked_key(authkey)), connection)
+
+
+def _checked_key(authkey: Any) -> bytes:
+    if not isinstance(authkey, bytes):
+        raise ValueError(  # noqa: TRY004  (the standard library's)
+            f"an authkey is bytes, not {type(authkey).__name__}"
+        )
+    return authkey
 
 
 def SocketClient(address: Any) -> Any:  # noqa: N802
     """A connection to the socket at `address`, without authentication."""
-    return _with_locks(_standard.SocketClient(address))  # type: ignore[attr-defined]
+    return Client(address)
 
 
-def Client(address: Any, family: str | None = None, authkey: bytes | None = None) -> Any:  # noqa: N802
-    """A connection to the listener at `address`. See `multiprocessing.connection.Client`."""
-    return _with_locks(_standard.Client(address, family, authkey))
+def Client(  # noqa: N802
+    address: Any, family: str | None = None, authkey: bytes | None = None, *, auth_timeout: float | None = None
+) -> Any:
+    """A connection to the listener at `address`.
+
+    Args:
+        address: What the listener's `address` says: a path, or a host and a port.
+        family: "AF_UNIX" or "AF_INET"; None is as the address looks.
+        authkey: The key that both sides have; None is no authentication.
+        auth_timeout: Seconds to wait for the listener's part in the handshake; None is any time, since a listener
+            answers once it accepts.
+
+    Raises:
+        AuthenticationError: The listener has another key.
+        EOFError: The listener has gone.
+        ConnectionRefusedError, FileNotFoundError: There is no listener.
+    """
+    family = family or address_type(address)
+    _standard._validate_family(family)  # type: ignore[attr-defined]
+    if authkey is not None and not isinstance(authkey, bytes):
+        raise TypeError("authkey should be a byte string")
+    with socket.socket(getattr(socket, family)) as link:
+        link.connect(address)
+        if authkey is not None:
+            _authentication.Handshake(link, authkey, listening=False, timeout=auth_timeout).run()
+        return _Locked(link.detach())
+
+
+class SocketListener(_standard.SocketListener):  # type: ignore[name-defined, misc]
+    """A bound socket that accepts connections without authentication."""
+
+    def accept(self) -> Any:
+        """The next connection."""
+        link, self._last_accepted = self._socket.accept()
+        link.setblocking(True)
+        return _Locked(link.detach())
 
 
 class Listener(_standard.Listener):
-    """A bound socket that accepts connections. See `multiprocessing.connection.Listener`."""
+    """A bound socket that accepts connections.
+
+    Args:
+        address: A path, or a host and a port; None is a path in a folder for temporary files.
+        family: "AF_UNIX" or "AF_INET"; None is as the address looks.
+        backlog: Clients that may wait to be accepted.
+        authkey: The key that clients must have; None is no authentication.
+        auth_timeout: Seconds that a client has for the handshake.
+
+    Process-safety: several threads may call `accept`.
+    """
+
+    def __init__(
+        self,
+        address: Any = None,
+        family: str | None = None,
+        backlog: int = 1,
+        authkey: bytes | None = None,
+        *,
+        auth_timeout: float = AUTH_TIMEOUT,
+    ) -> None:
+        if authkey is not None and not isinstance(authkey, bytes):
+            raise TypeError("authkey should be a byte string")
+        family = family or (address and address_type(address)) or default_family
+        _standard._validate_family(family)  # type: ignore[attr-defined]
+        self._listener: Any = SocketListener(address or arbitrary_address(family), family, backlog)
+        self._authkey = authkey
+        self._auth_timeout = auth_timeout
+        self._turn = threading.Lock()  # held while a thread waits in `accept`; guards _pending
+        self._pending: dict[int, _authentication.Handshake] = {}  # by descriptor
 
     def accept(self) -> Any:
-        """The next connection, authenticated when the listener has a key."""
-        return _with_locks(super().accept())
+        """The next connection, authenticated when the listener has a key.
+
+        The handshakes of several clients go on side by side: one that is slow delays nobody.
+
+        Raises:
+            AuthenticationError: A client has not shown the key in time; the listener goes on with the next call.
+            EOFError: A client has gone in the midst of it.
+            OSError: The listener is closed, or there is no descriptor for a connection.
+        """
+        listener = self._listener
+        if listener is None:
+            raise OSError("listener is closed")
+        if self._authkey is None:
+            return listener.accept()
+        with self._turn:
+            return self._next_authenticated(listener, self._authkey)
+
+    def _next_authenticated(self, listener: Any, key: bytes) -> Any:
+        door, pending = listener._socket, self._pending
+        while True:
+            ready = select.poll()
+            for fd in (door.fileno(), *pending):
+                ready.register(fd, select.POLLIN)
+            ends = [handshake.deadline for handshake in pending.values() if handshake.deadline is not None]
+            left = max(0.0, min(ends) - time.monotonic()) * 1000 + 1 if ends else None
+            for fd in {*pending} & {*dict(ready.poll(left))}:
+                if (made := self._go_on(fd)) is not None:
+                    return made
+            for fd in [fd for fd in pending if pending[fd].late]:
+                self._go_on(fd)  # raises
+            door.settimeout(0)  # another process may be the one that gets the client
+            try:
+                link, listener._last_accepted = door.accept()
+            except BlockingIOError:
+                continue
+            finally:
+                door.settimeout(None)
+            link.setblocking(True)
+            pending[link.fileno()] = _authentication.Handshake(link, key, listening=True, timeout=self._auth_timeout)
+            if (made := self._go_on(link.fileno())) is not None:
+                return made
+
+    def _go_on(self, fd: int) -> Any:
+        """Go on with a handshake; the connection when it is over."""
+        handshake = self._pending[fd]
+        try:
+            if not handshake.step():
+                return None
+        except BaseException:
+            del self._pending[fd]
+            handshake.link.close()
+            raise
+        del self._pending[fd]
+        return _Locked(handshake.link.detach())
+
+    def close(self) -> None:
+        """Close the listener, and what is amidst a handshake."""
+        super().close()
+        pending, self._pending = self._pending, {}
+        for handshake in pending.values():
+            handshake.link.close()
+
+
+class XmlListener(Listener):
+    """A listener whose connections speak XML-RPC's encoding instead of pickle."""
+
+    def accept(self) -> Any:
+        """The next connection."""
+        return _xml(super().accept())
+
+
+def XmlClient(*args: Any, **kwds: Any) -> Any:  # noqa: N802
+    """A connection to the `XmlListener` at an address; the arguments are those of `Client`."""
+    return _xml(Client(*args, **kwds))
+
+
+def _xml(connection: Any) -> Any:
+    return ConnectionWrapper(connection, _xml_dumps, _xml_loads)
+
+
+def _xml_dumps(value: Any) -> bytes:
+    from xmlrpc import client  # brings an HTTP client along
+
+    return client.dumps((value,), allow_none=True).encode()
+
+
+def _xml_loads(data: bytes) -> Any:
+    from xmlrpc import client
+
+    (value,), _ = client.loads(data.decode())
+    return value
