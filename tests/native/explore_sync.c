@@ -179,15 +179,21 @@ static void event_end(void) {
 
 static mc_cond cond;
 static int items, notified, woken;
+static int64_t cond_patience_ns;
 static void cond_begin(void) {
     lock_begin();
     mc_cond_init(&cond);
     items = notified = woken = 0;
+    cond_patience_ns = MC_NEVER;
+}
+static void cond_begin_patient(void) {
+    cond_begin();
+    cond_patience_ns = 200 * 1000000000ll;
 }
 static bool cond_wait(void) {
     mc_spinner spinner = {.cores = 1};
     mc_cond_waiter w;
-    mc_waiting_begin(&w.waiting, MC_NEVER);
+    mc_waiting_begin(&w.waiting, cond_patience_ns == MC_NEVER ? MC_NEVER : mc_now_ns() + cond_patience_ns);
     mc_cond_enter(&cond, mc_self(), &w);
     EX_CHECK(mc_lock_release(&lock));
     mc_outcome outcome;
@@ -203,13 +209,33 @@ static void cond_consume(void) {
     ex_stop("consumed");
     EX_CHECK(mc_lock_release(&lock));
 }
+static void cond_notify(uint32_t count) {
+    mc_cond_wakes later = {0};
+    notified += (int)mc_cond_notify(&cond, count, &later);
+    EX_CHECK(mc_lock_release(&lock));
+    mc_cond_wake(&cond, &later);
+}
 static void cond_produce_two(void) {
     for (int i = 0; i < 2; i++) {
         take(&lock);
         items++;
-        notified += (int)mc_cond_notify(&cond, 1);
-        EX_CHECK(mc_lock_release(&lock));
+        cond_notify(1);
     }
+}
+/* One that is killed, perhaps between its notification and its release: who was signalled wakes all the same. */
+static void cond_notify_all(void) {
+    take(&lock);
+    items = 1;
+    cond_notify(2);
+}
+static void cond_wait_for_a_while(void) {
+    take(&lock);
+    if (items == 0) woken += cond_wait();
+    EX_CHECK(mc_lock_release(&lock));
+}
+static void cond_notifier_dies_end(void) {
+    all_are_done();
+    EX_CHECK(mc_cond_sleepers(&cond) == 0 && woken >= notified); /* whoever was not signalled gave up */
 }
 static void cond_end(void) {
     all_are_done();
@@ -335,6 +361,8 @@ int main(int argc, char **argv) {
          cond_begin, NULL, cond_end, 3, 0},
         {"condition, a consumer dies", 3, {cond_produce_two, cond_consume, cond_consume}, {false, true, true},
          cond_begin, NULL, cond_end, 2, 1},
+        {"condition, the notifier dies", 3, {cond_notify_all, cond_wait_for_a_while, cond_wait_for_a_while},
+         {true, false, false}, cond_begin_patient, NULL, cond_notifier_dies_end, 3, 1},
         {"barrier of two, two rounds", 2, {barrier_use, barrier_use}, {true, true}, barrier_begin_2, NULL, barrier_end, 5, 1},
         {"barrier of three", 3, {barrier_use, barrier_use, barrier_use}, {true, true, true}, barrier_begin_3, NULL,
          barrier_end, 4, 1},

@@ -143,6 +143,14 @@ static void consume(int64_t patience_ns) {
     mc_lock_release(&at->cond_lock);
 }
 
+/* Under the condition's lock. */
+static void notify_and_release(void) {
+    mc_cond_wakes later = {0};
+    mc_cond_notify(&at->cond, 1, &later);
+    mc_lock_release(&at->cond_lock);
+    mc_cond_wake(&at->cond, &later);
+}
+
 /* An item that is notified once is consumed, unless the one that was woken for it died with it: then the next is. */
 static void produce(void) {
     int64_t began = mc_now_ns();
@@ -150,8 +158,7 @@ static void produce(void) {
         if (attempt == 3) die("a notification was lost");
         take(&at->cond_lock);
         if (attempt == 0) atomic_store(&at->items, 1);
-        mc_cond_notify(&at->cond, 1);
-        mc_lock_release(&at->cond_lock);
+        notify_and_release();
         for (int64_t end = mc_now_ns() + LIMIT_NS; atomic_load(&at->items) > 0 && mc_now_ns() < end;) sched_yield();
     }
     (void)began;
@@ -197,6 +204,10 @@ static void victim(bool holds_only) {
         use_rw(i % 2);
         if (i % 4 == 0) consume(1000000);
         if (i % 8 == 0) await_event(1000000);
+        if (i % 8 == 4) {
+            take(&at->cond_lock);
+            notify_and_release();
+        }
         use_event();
         if (!(mc_barrier_is_broken(&at->barrier.barrier))) meet();
     }
@@ -280,7 +291,7 @@ int main(int argc, char **argv) {
         "lock:claimed", "lock:released", "lock:woke", "lock:sleeping", "lock:woken", "lock:claimed after a wait",
         "semaphore:claimed", "semaphore:released", "gate:opened", "event:set", "event:woke", "event:cleared",
         "event:sleeping", "event:woken", "condition:registered", "condition:sleeping", "condition:woken",
-        "condition:got a signal", "barrier:changed", "barrier:acting", "barrier:arrived", "barrier:sleeping",
+        "condition:got a signal", "condition:signalled", "condition:waking", "barrier:changed", "barrier:acting", "barrier:arrived", "barrier:sleeping",
         "barrier:woken", "rwlock:reader claimed", "rwlock:reader left", "rwlock:sleeping", "rwlock:woken",
     };
     static const char *const after_a_death[] = {"lock:taken over", "semaphore:repaired"};

@@ -110,12 +110,13 @@ static void *use_rw(void *argument) {
 
 static void *use_cond(void *argument) {
     mc_spinner spinner = {0};
+    mc_cond_wakes later = {0};
     bool producer = (long)argument < 2;
     for (int64_t end = end_of(0.2);;) {
         take(&cond_lock, &spinner);
         if (producer) {
             produced++;
-            mc_cond_notify(&cond, 1);
+            mc_cond_notify(&cond, 1, &later);
         } else {
             while (produced == consumed && mc_now_ns() < end) {
                 mc_cond_waiter w;
@@ -131,6 +132,7 @@ static void *use_cond(void *argument) {
         cond_rounds++;
         bool over = mc_now_ns() >= end;
         mc_lock_release(&cond_lock);
+        mc_cond_wake(&cond, &later);
         if (over) return NULL;
     }
 }

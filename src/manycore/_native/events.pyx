@@ -18,6 +18,7 @@ from manycore._native.sync cimport (
     MC_TAKEN,
     MC_TIMED_OUT,
     Lock,
+    Notifier,
     Shared,
     deadline_of,
     mc_outcome,
@@ -53,9 +54,12 @@ cdef extern from "condition.h" nogil:
     void mc_cond_init(mc_cond *c)
     bint mc_cond_valid(const mc_cond *c)
     void mc_cond_enter(mc_cond *c, uint64_t self, mc_cond_waiter *w)
-    uint32_t mc_cond_notify(mc_cond *c, uint32_t count)
+    ctypedef struct mc_cond_wakes:
+        uint64_t slot[2]
+    uint32_t mc_cond_notify(mc_cond *c, uint32_t count, mc_cond_wakes *later)
+    void mc_cond_wake(mc_cond *c, mc_cond_wakes *later)
     mc_outcome mc_cond_wait(mc_cond *c, uint64_t self, mc_cond_waiter *waiter, mc_spinner *spinner)
-    void mc_cond_abandon(mc_cond *c, uint64_t self, mc_cond_waiter *waiter)
+    void mc_cond_abandon(mc_cond *c, mc_cond_waiter *waiter)
     uint32_t mc_cond_sleepers(mc_cond *c)
 
 cdef extern from "barrier.h" nogil:
@@ -164,10 +168,11 @@ cdef class Event(Shared):
 
 
 @cython.no_gc_clear
-cdef class Condition(Shared):
+cdef class Condition(Notifier):
     """A condition over a lock. The lock is any object of ours, or one with acquire and release."""
 
     cdef mc_cond *cond
+    cdef mc_cond_wakes later
     cdef readonly object _lock
     cdef Lock ours
     cdef readonly object acquire
@@ -248,7 +253,7 @@ cdef class Condition(Shared):
                 PyErr_CheckSignals()
         finally:
             if outcome == MC_AGAIN:
-                mc_cond_abandon(self.cond, me, &waiter)
+                mc_cond_abandon(self.cond, &waiter)
             if self.ours is not None:
                 self.ours.take_back(depth)
             else:
@@ -265,13 +270,30 @@ cdef class Condition(Shared):
         if not self.holds():
             raise AssertionError("lock is not owned")
         if n > 0:
-            mc_cond_notify(self.cond, min(n, 0xffffffff))
+            self.signal(min(n, 0xffffffff))
 
     def notify_all(self):
         """Wake all that wait."""
         if not self.holds():
             raise AssertionError("lock is not owned")
-        mc_cond_notify(self.cond, 0xffffffff)
+        self.signal(0xffffffff)
+
+    cdef int signal(self, uint32_t count) except -1:
+        """Signal so many; those that sleep are woken by the release of the lock, if that is one of ours."""
+        mc_cond_notify(self.cond, count, &self.later)
+        if self.later.slot[0] == 0 and self.later.slot[1] == 0:
+            return 0
+        if self.ours is None:
+            self.wake()
+        elif self.ours.notifier is not self:
+            if self.ours.notifier is not None:
+                self.ours.notifier.wake()
+            self.ours.notifier = self
+        return 0
+
+    cdef int wake(self) except -1:
+        mc_cond_wake(self.cond, &self.later)
+        return 0
 
     def _sleepers(self):
         return mc_cond_sleepers(self.cond)

@@ -384,6 +384,8 @@ cdef class Guarded:
     cdef int leave(self) except -1:
         if self.ours is None:
             self._lock.__exit__(None, None, None)
+        elif self.ours.notifier is not None:
+            self.ours.give()
         elif not mc_rlock_release(self.ours.lock, mc_self()):
             raise AssertionError("attempt to release recursive lock not owned by thread")
         return 0

@@ -64,8 +64,13 @@ cdef class Shared:
     cdef void *attach(self, object cell, size_t least) except NULL
 
 
+cdef class Notifier(Shared):
+    cdef int wake(self) except -1
+
+
 cdef class Lock(Shared):
     cdef mc_lock *lock
+    cdef Notifier notifier
     cdef bint tells
     cdef bint recursive
     cdef int64_t looked_ns

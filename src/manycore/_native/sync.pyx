@@ -89,6 +89,14 @@ cdef object not_made(object self):
 
 
 @cython.no_gc_clear
+cdef class Notifier(Shared):
+    """What has signalled waiters under a lock, and owes them wake-ups once the lock is free."""
+
+    cdef int wake(self) except -1:
+        return 0
+
+
+@cython.no_gc_clear
 cdef class Lock(Shared):
     """An owner lock. Any thread of any process may release it."""
 
@@ -134,7 +142,9 @@ cdef class Lock(Shared):
         Raises:
             ValueError: Nobody holds it.
         """
-        if self.lock is NULL or not mc_lock_release(self.lock):
+        if self.notifier is not None:
+            self.give()
+        elif self.lock is NULL or not mc_lock_release(self.lock):
             raise ValueError("semaphore or lock released too many times")
 
     def __enter__(self):
@@ -146,7 +156,9 @@ cdef class Lock(Shared):
         return True
 
     def __exit__(self, exc_type, exc, traceback):
-        if not mc_lock_release(self.lock):
+        if self.notifier is not None:
+            self.give()
+        elif not mc_lock_release(self.lock):
             raise ValueError("semaphore or lock released too many times")
 
     cdef int take_or_release(self) except -1:
@@ -204,8 +216,13 @@ cdef class Lock(Shared):
         return 0
 
     cdef int give(self) except -1:
+        """Release, then wake those whom a condition of this lock has signalled."""
+        cdef Notifier notifier = self.notifier
         if not mc_lock_release(self.lock):
             raise ValueError("semaphore or lock released too many times")
+        if notifier is not None:
+            self.notifier = None
+            notifier.wake()
         return 0
 
     cdef uint32_t give_all(self) except? 0xffffffff:
@@ -304,7 +321,9 @@ cdef class RLock(Lock):
         Raises:
             AssertionError: This thread does not hold it.
         """
-        if self.lock is NULL or not mc_rlock_release(self.lock, mc_self()):
+        if self.notifier is not None:
+            self.give()
+        elif self.lock is NULL or not mc_rlock_release(self.lock, mc_self()):
             raise AssertionError("attempt to release recursive lock not owned by thread")
 
     def __enter__(self):
@@ -321,7 +340,9 @@ cdef class RLock(Lock):
         return True
 
     def __exit__(self, exc_type, exc, traceback):
-        if not mc_rlock_release(self.lock, mc_self()):
+        if self.notifier is not None:
+            self.give()
+        elif not mc_rlock_release(self.lock, mc_self()):
             raise AssertionError("attempt to release recursive lock not owned by thread")
 
     cdef int took_over(self) except -1:
@@ -329,8 +350,13 @@ cdef class RLock(Lock):
         return 0
 
     cdef int give(self) except -1:
+        cdef Notifier notifier = self.notifier
+        cdef bint last = self.lock.depth <= 1
         if not mc_rlock_release(self.lock, mc_self()):
             raise AssertionError("attempt to release recursive lock not owned by thread")
+        if last and notifier is not None:
+            self.notifier = None
+            notifier.wake()
         return 0
 
     cdef uint32_t give_all(self) except? 0xffffffff:

@@ -1,13 +1,19 @@
 /* A condition: one slot a waiter, each with a wait word of its own. The condition's lock is the caller's.
  *
  *   slot word    0                   free
- *                owner | WAITING     its waiter sleeps on it
+ *                owner | WAITING     its waiter looks at it
+ *                owner | ASLEEP      its waiter sleeps on it: WAITING and one bit more
  *                owner | SIGNALLED   its waiter is to go
  *
- *   wait     (locked) take a free slot and a ticket; release the lock; sleep until SIGNALLED;
- *            free the slot; take the lock again
- *   notify   (locked) the n oldest WAITING slots become SIGNALLED, with `until` = the next ticket
- *   timeout  CAS WAITING -> 0; where that fails the signal has come, and the wait was a success
+ *   wait     (locked) take a free slot and a ticket; release the lock; look for a while, then swap
+ *            WAITING -> ASLEEP and sleep, until SIGNALLED; free the slot; take the lock again
+ *   notify   (locked) the n oldest waiting slots become SIGNALLED, with `until` = the next ticket
+ *   wake     (the lock released) a system call for each of those that were ASLEEP
+ *   timeout  CAS WAITING or ASLEEP -> 0; where that fails the signal has come, and the wait was a success
+ *
+ * Whoever is woken wants the lock, so the notifier wakes nobody while it holds it. Between the two it keeps
+ * the wake-ups that it owes in memory of its own; a slot that was freed and taken again meanwhile gets a
+ * wake-up that was not for it, and sleeps on.
  *
  * So exactly n are woken, the oldest first, and nobody who comes later can take a signal that was meant
  * for those before. When all slots are taken, the rest wait in a crowd that every notify wakes as a whole:
@@ -18,7 +24,9 @@
  *               looks every MC_CHECK_MOST_NS, claims the dead slot, signals the oldest waiter whose
  *               ticket is before `until`, and frees the slot. A death between the last two steps can
  *               wake one more; it never loses the signal.
- *   notifying   it holds the lock: the lock's next owner is told. Some of the n have been signalled.
+ *   notifying   it holds the lock: the lock's next owner is told. Some of the n have been signalled, and
+ *               find that when they next look, every MC_CHECK_MOST_NS.
+ *   released, before it woke those whom it signalled     likewise
  *   registering before the slot: nothing. After it: as waiting.
  *
  * Slots are taken and signalled under the lock, except for passing on; they are freed without it.
@@ -32,6 +40,7 @@
 
 #define MC_COND_MAGIC 0x444e4f43u /* "COND" */
 #define MC_COND_WAITING MC_OWNER_FLAG_A
+#define MC_COND_ASLEEP (MC_OWNER_FLAG_A | MC_OWNER_FLAG_B)
 #define MC_COND_SIGNALLED MC_OWNER_FLAG_B
 #define MC_COND_SLOTS 120 /* 16 bytes each: the structure is two kilobytes */
 #define MC_COND_CROWD MC_COND_SLOTS
@@ -63,6 +72,16 @@ static inline bool mc_cond_valid(const mc_cond *c) {
     return c->header.magic == MC_COND_MAGIC && c->header.version == MC_LAYOUT_VERSION;
 }
 
+/* The wake-ups that a notifier owes. Private to it. */
+typedef struct {
+    uint64_t slot[2]; /* a bit each */
+} mc_cond_wakes;
+
+_Static_assert(MC_COND_SLOTS <= 128, "a bit each");
+
+static inline bool mc_cond_is_waiting(uint64_t word) { return (word & MC_COND_WAITING) != 0; }
+static inline bool mc_cond_is_signalled(uint64_t word) { return (word & MC_OWNER_FLAGS) == MC_COND_SIGNALLED; }
+
 typedef struct {
     mc_waiting waiting;
     uint32_t index; /* of the slot, or MC_COND_CROWD */
@@ -80,7 +99,7 @@ static inline void mc_cond_enter(mc_cond *c, uint64_t self, mc_cond_waiter *w) {
             uint64_t seen = atomic_load(&slot->word);
             if (seen != 0) {
                 /* full: clear out waiters that died before anybody notified them */
-                if (pass == 0 || !(seen & MC_COND_WAITING) || !mc_owner_is_dead(seen)) continue;
+                if (pass == 0 || !mc_cond_is_waiting(seen) || !mc_owner_is_dead(seen)) continue;
                 if (!atomic_compare_exchange_strong(&slot->word, &seen, 0)) continue;
             }
             atomic_store(&slot->ticket, w->ticket);
@@ -101,7 +120,7 @@ static inline int mc_cond_oldest(mc_cond *c, uint32_t until) {
     int found = -1;
     uint32_t best = 0, used = atomic_load(&c->used);
     for (uint32_t i = 0; i < used; i++) {
-        if (!(atomic_load(&c->slot[i].word) & MC_COND_WAITING)) continue;
+        if (!mc_cond_is_waiting(atomic_load(&c->slot[i].word))) continue;
         uint32_t ticket = atomic_load(&c->slot[i].ticket);
         if ((int32_t)(until - ticket) <= 0) continue;
         if (found < 0 || (int32_t)(best - ticket) > 0) found = (int)i, best = ticket;
@@ -109,29 +128,44 @@ static inline int mc_cond_oldest(mc_cond *c, uint32_t until) {
     return found;
 }
 
-/* Signals one of those before `until`; false when there is none. */
-static inline bool mc_cond_signal(mc_cond *c, uint32_t until) {
+/* Signals one of those before `until`; false when there is none. It is woken by mc_cond_wake, or at once
+ * where there is no `later`. */
+static inline bool mc_cond_signal(mc_cond *c, uint32_t until, mc_cond_wakes *later) {
     for (;;) {
         int i = mc_cond_oldest(c, until);
         if (i < 0) return false;
         mc_cond_slot *slot = &c->slot[i];
         uint64_t seen = atomic_load(&slot->word);
-        if (!(seen & MC_COND_WAITING)) continue;
+        if (!mc_cond_is_waiting(seen)) continue;
         uint32_t bound = atomic_load(&slot->until); /* two may signal at once: the later bound stands */
         while ((int32_t)(until - bound) > 0 && !atomic_compare_exchange_weak(&slot->until, &bound, until)) {
         }
         if (!atomic_compare_exchange_strong(&slot->word, &seen, (seen & ~MC_OWNER_FLAGS) | MC_COND_SIGNALLED))
             continue;
         MC_FAULT("condition:signalled");
-        mc_wake(mc_owner_futex(&slot->word), 1);
+        if ((seen & MC_COND_ASLEEP) == MC_COND_ASLEEP) {
+            if (later == NULL) mc_wake(mc_owner_futex(&slot->word), 1);
+            else later->slot[i / 64] |= 1ull << (i % 64);
+        }
         return true;
     }
 }
 
-/* Under the lock. Returns how many were signalled (the crowd not counted). */
-static inline uint32_t mc_cond_notify(mc_cond *c, uint32_t count) {
+/* Gives the wake-ups that notifications left to be given. */
+static inline void mc_cond_wake(mc_cond *c, mc_cond_wakes *later) {
+    for (int half = 0; half < 2; half++)
+        while (later->slot[half] != 0) {
+            int i = half * 64 + __builtin_ctzll(later->slot[half]);
+            later->slot[half] &= later->slot[half] - 1;
+            MC_FAULT("condition:waking");
+            mc_wake(mc_owner_futex(&c->slot[i].word), 1);
+        }
+}
+
+/* Under the lock. Returns how many were signalled (the crowd not counted). Call mc_cond_wake without the lock. */
+static inline uint32_t mc_cond_notify(mc_cond *c, uint32_t count, mc_cond_wakes *later) {
     uint32_t until = atomic_load(&c->next_ticket), done = 0;
-    while (done < count && mc_cond_signal(c, until)) done++;
+    while (done < count && mc_cond_signal(c, until, later)) done++;
     uint32_t used = atomic_load(&c->used);
     while (used > 0 && atomic_load(&c->slot[used - 1].word) == 0) used--;
     atomic_store(&c->used, used);
@@ -145,23 +179,24 @@ static inline void mc_cond_pass_on(mc_cond *c, uint64_t self) {
     for (uint32_t i = 0; i < used; i++) {
         mc_cond_slot *slot = &c->slot[i];
         uint64_t seen = atomic_load(&slot->word);
-        if (!(seen & MC_COND_SIGNALLED) || !mc_owner_is_dead(seen)) continue;
+        if (!mc_cond_is_signalled(seen) || !mc_owner_is_dead(seen)) continue;
         if (!atomic_compare_exchange_strong(&slot->word, &seen, self | MC_COND_SIGNALLED)) continue;
         MC_FAULT("condition:claimed a dead signal");
-        mc_cond_signal(c, atomic_load(&slot->until));
+        mc_cond_signal(c, atomic_load(&slot->until), NULL);
         MC_FAULT("condition:passed on");
         atomic_store(&slot->word, 0);
     }
 }
 
-typedef struct {
-    mc_owner_word *word;
-    uint64_t waiting;
-} mc_cond_context;
+static inline bool mc_cond_has_signal(void *context) {
+    mc_cond_slot *slot = context; /* acquire: pairs with the swap in mc_cond_signal */
+    return !mc_cond_is_waiting(atomic_load_explicit(&slot->word, memory_order_acquire));
+}
 
-static inline bool mc_cond_has_changed(void *context) {
-    mc_cond_context *c = context;
-    return atomic_load_explicit(c->word, memory_order_acquire) != c->waiting;
+/* Takes the waiter out of its slot; false when the signal has come. */
+static inline bool mc_cond_leave(mc_cond_slot *slot) {
+    uint64_t seen = atomic_load(&slot->word);
+    return mc_cond_is_waiting(seen) && atomic_compare_exchange_strong(&slot->word, &seen, 0);
 }
 
 /* Without the lock; call again on MC_AGAIN. MC_TAKEN: signalled, and the slot is free again. */
@@ -169,18 +204,16 @@ static inline mc_outcome mc_cond_wait(mc_cond *c, uint64_t self, mc_cond_waiter 
     mc_waiting *w = &waiter->waiting;
     bool crowd = waiter->index == MC_COND_CROWD;
     mc_cond_slot *slot = crowd ? NULL : &c->slot[waiter->index];
-    uint64_t waiting = self | MC_COND_WAITING;
     for (;;) {
         if (crowd) {
             if (((atomic_load(&c->crowd) ^ waiter->crowd) & ~1u) != 0) return MC_TAKEN;
         } else {
-            mc_cond_context context = {&slot->word, waiting};
-            bool changed = mc_cond_has_changed(&context);
-            if (!changed && !w->spun) {
+            bool signalled = mc_cond_has_signal(slot);
+            if (!signalled && !w->spun) {
                 w->spun = true;
-                changed = mc_spin(spinner, mc_cond_has_changed, &context);
+                signalled = mc_spin(spinner, mc_cond_has_signal, slot);
             }
-            if (changed) {
+            if (signalled) {
                 MC_FAULT("condition:got a signal");
                 atomic_store(&slot->word, 0);
                 return MC_TAKEN;
@@ -190,12 +223,14 @@ static inline mc_outcome mc_cond_wait(mc_cond *c, uint64_t self, mc_cond_waiter 
         if (mc_waiting_is_due(w, now)) {
             mc_cond_pass_on(c, self);
             if (now < w->deadline_ns) return MC_AGAIN;
-            if (crowd || atomic_compare_exchange_strong(&slot->word, &waiting, 0)) return MC_TIMED_OUT;
+            if (crowd || mc_cond_leave(slot)) return MC_TIMED_OUT;
             continue; /* signalled just now */
         }
+        uint64_t asleep = self | MC_COND_ASLEEP, awake = self | MC_COND_WAITING;
+        if (!crowd && !atomic_compare_exchange_strong(&slot->word, &awake, asleep) && awake != asleep) continue;
         MC_FAULT("condition:sleeping");
         int error = crowd ? mc_wait(&c->crowd, waiter->crowd, mc_waiting_until(w))
-                          : mc_wait(mc_owner_futex(&slot->word), (uint32_t)waiting, mc_waiting_until(w));
+                          : mc_wait(mc_owner_futex(&slot->word), (uint32_t)asleep, mc_waiting_until(w));
         MC_FAULT("condition:woken");
         w->slept = true;
         if (error == EINTR) return MC_AGAIN;
@@ -203,12 +238,11 @@ static inline mc_outcome mc_cond_wait(mc_cond *c, uint64_t self, mc_cond_waiter 
 }
 
 /* Leaves a wait that an exception ends. A signal that came meanwhile goes to the next. */
-static inline void mc_cond_abandon(mc_cond *c, uint64_t self, mc_cond_waiter *waiter) {
+static inline void mc_cond_abandon(mc_cond *c, mc_cond_waiter *waiter) {
     if (waiter->index == MC_COND_CROWD) return;
     mc_cond_slot *slot = &c->slot[waiter->index];
-    uint64_t waiting = self | MC_COND_WAITING;
-    if (atomic_compare_exchange_strong(&slot->word, &waiting, 0)) return;
-    mc_cond_signal(c, atomic_load(&slot->until));
+    if (mc_cond_leave(slot)) return;
+    mc_cond_signal(c, atomic_load(&slot->until), NULL);
     atomic_store(&slot->word, 0);
 }
 

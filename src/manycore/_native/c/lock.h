@@ -35,7 +35,9 @@
 #define MC_LOCK_TURN MC_OWNER_FLAG_A
 #define MC_LOCK_WAITERS MC_OWNER_FLAG_B
 #define MC_LOCK_PATIENCE_NS 1000000 /* ns; less makes more switches, more makes longer starvation */
-#define MC_LOCK_SHORT_SPINS 40      /* pauses with the interpreter held, before it is given up for the wait */
+#define MC_LOCK_FIRST_PAUSE_NS 400  /* ns between the first two looks at a lock that is held */
+#define MC_LOCK_MOST_PAUSE_NS 2000  /* ns between later ones: meanwhile the owner's core keeps the line */
+#define MC_LOCK_SHORT_SPIN_NS 4000  /* ns of looking with the interpreter held, before it is given up for the wait */
 
 typedef struct {
     mc_header header;
@@ -135,11 +137,12 @@ static inline bool mc_lock_looks_free(void *context) {
     return mc_owner_pid(seen) == 0 && (c->slept || !(seen & MC_LOCK_TURN));
 }
 
-/* A few looks, before it is worth giving up the interpreter. */
+/* A few looks, before it is worth giving up the interpreter, further and further apart. */
 static inline bool mc_lock_short_spin(mc_lock *l, uint64_t self) {
-    for (int i = 0; i < MC_LOCK_SHORT_SPINS; i++) {
+    int64_t now = mc_now_ns(), end = now + MC_LOCK_SHORT_SPIN_NS;
+    for (int64_t pause = MC_LOCK_FIRST_PAUSE_NS; now < end; pause += pause < MC_LOCK_MOST_PAUSE_NS ? pause : 0) {
+        for (int64_t until = now + pause; now < until; now = mc_now_ns()) mc_pause();
         if (atomic_load_explicit(&l->state, memory_order_relaxed) == 0 && mc_lock_try(l, self)) return true;
-        mc_pause();
     }
     return false;
 }
@@ -160,7 +163,7 @@ static inline mc_outcome mc_lock_wait(mc_lock *l, uint64_t self, mc_waiting *w, 
         if (!w->spun) {
             w->spun = true;
             mc_lock_ready_context context = {l, w->slept};
-            if (mc_spin(spinner, mc_lock_looks_free, &context)) continue;
+            if (mc_spin_every(spinner, MC_SPIN_PAUSES, mc_lock_looks_free, &context)) continue;
         }
         int64_t now = mc_waiting_clock(w);
         if (mc_waiting_is_due(w, now)) {

@@ -100,18 +100,20 @@ static inline void mc_slept(mc_spinner *s, int64_t since_ns) {
     if (mc_now_ns() - since_ns < MC_SPIN_BUDGET_NS) s->budget_ns = MC_SPIN_BUDGET_NS;
 }
 
-/* Spin until `ready(context)` or until the budget is spent; true when it became ready. */
-static inline bool mc_spin(mc_spinner *s, bool (*ready)(void *), void *context) {
+#define MC_SPIN_PAUSES 16 /* between two looks at the clock */
+
+/* As mc_spin, with `pauses` (1 to MC_SPIN_PAUSES) between two looks: who looks less disturbs less. */
+static inline bool mc_spin_every(mc_spinner *s, int pauses, bool (*ready)(void *), void *context) {
     int64_t budget = mc_spin_begin(s);
     if (budget == 0) return false;
     int64_t start = mc_now_ns(), last = start;
     for (;;) {
-        for (int i = 0; i < 16; i++) {
+        for (int i = 0; i < MC_SPIN_PAUSES; i += pauses) {
             if (ready(context)) {
                 mc_spin_end(s, true);
                 return true;
             }
-            mc_pause();
+            for (int k = 0; k < pauses; k++) mc_pause();
         }
         int64_t now = mc_now_ns();
         if (now - start >= budget || now - last > MC_SPIN_GAP_NS) {
@@ -120,6 +122,11 @@ static inline bool mc_spin(mc_spinner *s, bool (*ready)(void *), void *context) 
         }
         last = now;
     }
+}
+
+/* Spin until `ready(context)` or until the budget is spent; true when it became ready. */
+static inline bool mc_spin(mc_spinner *s, bool (*ready)(void *), void *context) {
+    return mc_spin_every(s, 1, ready, context);
 }
 
 #endif
