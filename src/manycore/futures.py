@@ -30,6 +30,7 @@ from manycore import _launch
 from manycore._engine.future import Future
 from manycore._engine.local import Engine, Settings, Stats
 from manycore._engine.mapping import MapOptions, MapRun
+from manycore._engine.settings import start_method_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -58,7 +59,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
 
     Args:
         max_workers: How many workers; by default as many as the cores that this process may use.
-        mp_context: Accepted for compatibility: workers are always forked by manycore's zygote.
+        mp_context: How workers start: a context of `manycore.get_context`, or of `multiprocessing`. None is what
+            `set_start_method` chose, else "zygote".
         initializer: Called in each worker before its first task, with `initargs`.
         initargs: Its arguments.
         max_tasks_per_child: Tasks after which a worker is replaced by a fresh one; None = never.
@@ -104,9 +106,11 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 max_tasks=max_tasks_per_child or 0,
                 name=name or "",
                 finalizer=finalizer,
+                start_method=start_method_of(mp_context),
             )
         )
-        _launch.ensure_started()
+        if self._engine.settings.start_method == "zygote":
+            _launch.ensure_started()
         _at_exit.add(self._engine)
 
     def __repr__(self) -> str:

@@ -23,6 +23,7 @@ from manycore import _launch
 from manycore._engine.local import Engine, Settings, Stats
 from manycore._engine.mapping import BackgroundRun, Failure, MapOptions, MapRun, Outcome
 from manycore._engine.results import AsyncResult, Callbacks, IMapIterator, MapResult, OnError, gather, outcomes
+from manycore._engine.settings import start_method_of
 from manycore.errors import PoolClosed, RemoteTraceback
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Pool:
         initializer: Called in each worker before its first task, with `initargs`.
         initargs: Its arguments.
         maxtasksperchild: Tasks after which a worker is replaced by a fresh one; None = never.
-        context: Accepted for compatibility: workers are always forked by manycore's zygote.
+        context: How workers start: a context of `manycore.get_context`, or of `multiprocessing`. None is what
+            `set_start_method` chose, else "zygote".
         name: What titles and messages call the pool.
         preload: Modules that workers have imported before they start.
         finalizer: Called in each worker that ends in order, with what its initializer returned (which is
@@ -86,7 +88,7 @@ class Pool:
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
-        context: Any = None,  # noqa: ARG002
+        context: Any = None,
         *,
         name: str | None = None,
         preload: Iterable[str] = (),
@@ -105,6 +107,7 @@ class Pool:
                 initargs=tuple(initargs),
                 max_tasks=maxtasksperchild or 0,
                 name=name or "",
+                start_method=start_method_of(context),
                 preload=tuple(preload),
                 finalizer=finalizer,
             )

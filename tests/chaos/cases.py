@@ -15,12 +15,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 
 MARK = "MANYCORE_CHAOS_FAMILY"
 LIMIT_S = 30.0  # for a case that takes a second on an idle machine
@@ -44,9 +43,34 @@ def names(script: str) -> list[str]:
     return re.findall(r"^@case\b[^\n]*\ndef (\w+)", text, re.MULTILINE)
 
 
-def parameters(script: str, slow: Sequence[str] = ()) -> list[ParameterSet]:
-    """The cases of a script for pytest, some of them marked as slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names(script)]
+# Under the standard start methods in every run; all the others there are slow.
+CORE = {
+    "all_idle_workers", "busy_worker_fails_alone", "crashes", "in_the_middle_of_a_big_result", "stopped_and_killed",
+    "stuck_in_c", "descriptors_closed", "initializer_that_raises", "argument_cannot_be_rebuilt", "exit_busy",
+    "holds_the_interpreter",
+}  # fmt: skip
+
+# Not under the standard start methods, and why.
+ZYGOTE_ONLY = {
+    "at_random_instants": "a start takes longer than the time between two kills, and the pool is right to give up",
+    "replacements_die_while_they_start": "the same",
+    "grandchild_that_holds_every_descriptor": "what leaves its process group is adopted by a zygote, by nobody else",
+}
+
+
+def everywhere(cases: Iterable[str], slow: Sequence[str] = ()) -> pytest.MarkDecorator:
+    """(case, face, method): each case for both faces, from the zygote and by the standard start methods."""
+    found = []
+    for name in cases:
+        for method in ("zygote", "fork", "spawn", "forkserver"):
+            if method != "zygote" and name in ZYGOTE_ONLY:
+                continue
+            for face in ("pool", "executor"):
+                core = name in CORE and (face == "pool") == (method != "spawn")
+                seldom = name in slow or not (method == "zygote" or core)
+                marks = [pytest.mark.slow] if seldom else []
+                found.append(pytest.param(name, face, method, marks=marks, id=f"{name}-{face}-{method}"))
+    return pytest.mark.parametrize(("case", "face", "method"), found)
 
 
 def family(mark: str) -> dict[int, str]:

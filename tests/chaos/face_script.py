@@ -24,7 +24,7 @@ class PoolFace:
     """`manycore.Pool`."""
 
     def __init__(self, workers=2, initializer=None, initargs=(), max_tasks=None):
-        self.pool = manycore.Pool(workers, initializer, initargs, max_tasks)
+        self.pool = manycore.Pool(workers, initializer, initargs, max_tasks, context())
 
     def submit(self, function, *args):
         return self.pool.apply_async(function, args)
@@ -45,7 +45,9 @@ class ExecutorFace:
     """`manycore.ProcessPoolExecutor`."""
 
     def __init__(self, workers=2, initializer=None, initargs=(), max_tasks=None):
-        self.pool = manycore.ProcessPoolExecutor(workers, None, initializer, initargs, max_tasks_per_child=max_tasks)
+        self.pool = manycore.ProcessPoolExecutor(
+            workers, context(), initializer, initargs, max_tasks_per_child=max_tasks
+        )
 
     def submit(self, function, *args):
         return self.pool.submit(function, *args)
@@ -59,6 +61,15 @@ class ExecutorFace:
     def end(self):
         self.pool.kill_workers()
         self.pool.shutdown()
+
+
+def method():
+    """How workers start: as the command line says, else by default."""
+    return sys.argv[4] if len(sys.argv) > 4 else "zygote"
+
+
+def context():
+    return None if method() == "zygote" else manycore.get_context(method())
 
 
 FACES = {"pool": PoolFace, "executor": ExecutorFace}

@@ -1,4 +1,4 @@
-"""Workers die, and only the task at fault with them: every way of dying, for both faces."""
+"""Workers die, and only the task at fault with them: every way of dying, for both faces and every start method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ LONG = {"ledger_long": 240.0, "ledger_short": 60.0}
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("face", ["pool", "executor"])
-@pytest.mark.parametrize("case", cases.parameters(SCRIPT, slow=["ledger_long"]))
-def test_death(case: str, face: str, seed: int, tmp_path: Path) -> None:
-    cases.run(SCRIPT, case, face, str(seed), folder=tmp_path, limit=LONG.get(case, cases.LIMIT_S))
+@cases.everywhere(cases.names(SCRIPT), slow=["ledger_long"])
+def test_death(case: str, face: str, method: str, seed: int, tmp_path: Path) -> None:
+    cases.run(SCRIPT, case, face, str(seed), method, folder=tmp_path, limit=LONG.get(case, cases.LIMIT_S))

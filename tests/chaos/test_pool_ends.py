@@ -22,10 +22,9 @@ PROMPT_S = 6.0  # two seconds are wanted; the machine may be busy
 both_faces = pytest.mark.parametrize("face", ["pool", "executor"])
 
 
-@both_faces
-@pytest.mark.parametrize("case", ALONE)
-def test_end(case: str, face: str, seed: int, tmp_path: Path) -> None:
-    cases.run(SCRIPT, case, face, str(seed), folder=tmp_path)
+@cases.everywhere(ALONE)
+def test_end(case: str, face: str, method: str, seed: int, tmp_path: Path) -> None:
+    cases.run(SCRIPT, case, face, str(seed), method, folder=tmp_path)
     if case == "exit_busy" and face == "executor":
         assert len(list(tmp_path.glob("done*"))) == 20
 
@@ -65,13 +64,12 @@ def test_interrupts_in_a_storm(face: str, seed: int, tmp_path: Path) -> None:
     cases.run(SCRIPT, STORM, face, str(seed), folder=tmp_path, meanwhile=interrupt)
 
 
-@both_faces
-@pytest.mark.parametrize("case", KILLED)
-def test_parent_killed(case: str, face: str, seed: int, tmp_path: Path) -> None:
+@cases.everywhere(KILLED)
+def test_parent_killed(case: str, face: str, method: str, seed: int, tmp_path: Path) -> None:
     """`cases.run` fails when anything of it is alive a moment later."""
 
     def kill(child: subprocess.Popen[str]) -> None:
         child.kill()
 
-    ended = cases.run(SCRIPT, case, face, str(seed), folder=tmp_path, meanwhile=kill, expected=None)
+    ended = cases.run(SCRIPT, case, face, str(seed), method, folder=tmp_path, meanwhile=kill, expected=None)
     assert ended.status == -signal.SIGKILL

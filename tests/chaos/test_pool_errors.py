@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.chaos import cases
 
 SCRIPT = "pool_errors_script.py"
 
 
-@pytest.mark.parametrize("face", ["pool", "executor"])
-@pytest.mark.parametrize("case", cases.parameters(SCRIPT))
-def test_error(case: str, face: str, seed: int, tmp_path: Path) -> None:
-    cases.run(SCRIPT, case, face, str(seed), folder=tmp_path)
+@cases.everywhere(cases.names(SCRIPT))
+def test_error(case: str, face: str, method: str, seed: int, tmp_path: Path) -> None:
+    cases.run(SCRIPT, case, face, str(seed), method, folder=tmp_path)

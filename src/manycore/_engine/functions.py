@@ -62,10 +62,16 @@ class Function:
 
 
 class FunctionTable:
-    """The functions of one engine. A place that neither a task nor the last KEPT calls name is given back."""
+    """The functions of one engine. A place that neither a task nor the last KEPT calls name is given back.
 
-    def __init__(self, spool: Spool) -> None:
+    Args:
+        spool: Where their pickles go.
+        main_is_there: Workers have this process's `__main__`; see `codec.dump_function`.
+    """
+
+    def __init__(self, spool: Spool, *, main_is_there: bool = False) -> None:
         self._spool = spool
+        self._main_is_there = main_is_there
         self.sent_bytes = 0
         self._lock = threading.Lock()  # guards the tables; nothing is acquired under it
         self._by_name: dict[tuple[Any, int], Function] = {}  # importable functions, which never change
@@ -89,7 +95,7 @@ class FunctionTable:
                 return known
         elif not callable(function):
             raise TypeError(f"{function!r} is not callable")
-        data = codec.dump_function(function)
+        data = codec.dump_function(function, main_is_there=self._main_is_there)
         with self._lock:
             place = self._by_bytes.pop(data, None)
             if place is None:

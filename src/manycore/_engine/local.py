@@ -84,7 +84,7 @@ class Engine:
         self._segment = Segment.create(TaskRing.nbytes(SLOTS), "manycore-tasks")
         self._tasks = TaskRing(self._segment.buffer, SLOTS)
         self._turn = Turn(self._tasks)
-        self.outbox = Outbox(self._tasks, arenas=settings.workers + 1)
+        self.outbox = Outbox(self._tasks, arenas=settings.workers + 1, main_is_there=settings.keeps_main)
         fds = (self._segment.fd, *self.outbox.fds)
         self._workforce = Workforce(settings, self.name, self._turn, self._tasks, fds)
         self._settlement = Settlement(self._dispatcher, self._tasks, self._workforce, self.outbox)

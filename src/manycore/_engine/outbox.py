@@ -44,10 +44,10 @@ class Outbox:
         arena: Where long payloads go.
     """
 
-    def __init__(self, tasks: TaskRing, *, arenas: int) -> None:
+    def __init__(self, tasks: TaskRing, *, arenas: int, main_is_there: bool = False) -> None:
         self._tasks = tasks
         self._spool = Spool()
-        self.functions = FunctionTable(self._spool)
+        self.functions = FunctionTable(self._spool, main_is_there=main_is_there)
         self.arena = Arena(default_budget(arenas), "manycore-arguments")
         self._large_bytes = 0  # of payloads that went beside their frames
         self._tending = False  # whether the collector gives the arena's memory back when nothing is put any more

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import sys
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from manycore._engine.dispatch import Task
 
-__all__ = ["Settings", "Sink", "Stats"]
+__all__ = ["START_METHODS", "Settings", "Sink", "Stats", "start_method_of"]
+
+START_METHODS: Final = ("zygote", "fork", "spawn", "forkserver")
+
+
+def start_method_of(context: Any) -> str:
+    """How a pool that is made with `context` starts its workers.
+
+    Args:
+        context: A context of this package's or of `multiprocessing`'s; None is the program's own choice
+            (`set_start_method`), or "zygote".
+
+    Raises:
+        TypeError: It is no context.
+        ValueError: Its start method is unknown here.
+    """
+    if context is None:
+        context = sys.modules.get("manycore.context")
+        if context is None:  # nobody has chosen
+            return START_METHODS[0]
+    get_start_method = getattr(context, "get_start_method", None)
+    if get_start_method is None:
+        raise TypeError(f"a context is wanted, such as get_context('fork'), not {context!r}")
+    method = get_start_method(allow_none=True) or START_METHODS[0]
+    if method not in START_METHODS:
+        raise ValueError(f"workers start by one of {', '.join(START_METHODS)}; {context!r} has {method!r}")
+    return str(method)
 
 
 class Settings(NamedTuple):
@@ -23,6 +50,7 @@ class Settings(NamedTuple):
         max_tasks: Tasks after which a worker is replaced by a fresh one; 0 = never.
         name: What titles and messages call the pool.
         preload: Modules that workers have imported before they start.
+        start_method: How workers are started.
     """
 
     workers: int
@@ -32,6 +60,12 @@ class Settings(NamedTuple):
     name: str = ""
     preload: tuple[str, ...] = ()
     finalizer: Callable[[Any], object] | None = None
+    start_method: str = "zygote"
+
+    @property
+    def keeps_main(self) -> bool:
+        """Whether workers have a `__main__` of their own: the parent's, forked or imported anew."""
+        return self.start_method != "zygote"
 
 
 class Stats(NamedTuple):

@@ -250,7 +250,8 @@ def main(payload: bytes, fds: list[int]) -> int:
     tasks_fd, _, _, results_fd, _ = fds
     tasks = TaskRing(Segment.from_fd(tasks_fd).buffer)
     results = ResultRing(Segment.from_fd(results_fd).buffer, bell=tasks)
-    codec.become_worker(setup["main"])
+    if setup["main"] is not None:
+        codec.become_worker(setup["main"])
     identity.assume(f"PoolWorker-{index + 1}", setup["identity"])
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):

@@ -15,6 +15,7 @@ import signal
 import time
 import weakref
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch
@@ -138,12 +139,13 @@ class Workforce:
         self._turn = turn
         self._tasks = tasks
         self._fds = tuple(fds)
+        dump = partial(codec.dump_function, main_is_there=settings.keeps_main)
         self._initializer = (
             None
             if settings.initializer is None
-            else (codec.dump_function(settings.initializer), codec.dumps(settings.initargs))
+            else (dump(settings.initializer), codec.dumps(settings.initargs))
         )
-        self._finalizer = None if settings.finalizer is None else codec.dump_function(settings.finalizer)
+        self._finalizer = None if settings.finalizer is None else dump(settings.finalizer)
         self.workers: dict[int, Worker] = {}
         self.rings: list[ResultRing] = []
         self.dead: deque[Worker] = deque()
@@ -165,7 +167,7 @@ class Workforce:
             "max_tasks": self._settings.max_tasks,
             "finalizer_seconds": FINALIZER_SECONDS,
             "arenas": self._settings.workers + 1,
-            "main": codec.describe_main(),
+            "main": None if self._settings.keeps_main else codec.describe_main(),
             "identity": identity.of_workers(),
         }
         workforce = weakref.ref(self)
@@ -176,7 +178,9 @@ class Workforce:
                 owner.dead.append(worker)
                 owner._tasks.alarm()
 
-        worker.child = _launch.launch(
+        method = self._settings.start_method
+        launch: Any = _launch.launch if method == "zygote" else partial(_launch.launch_standard, method)
+        worker.child = launch(
             "manycore._engine.worker:main",
             pickle.dumps(setup, 5),
             [*self._fds, segment.fd, worker.arena_fd],

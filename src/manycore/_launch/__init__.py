@@ -6,6 +6,7 @@
     certificate.py  how a process ended
     zygote.py       the clean process that forks children
     worker.py       what a forked child does around the caller's function
+    standard.py     the same children by the standard start methods, for pools that ask for one
     popen.py        how each start method starts a Process; bootstrap.py is the child's side
     main_module.py  the child's __main__, for those who pickle by reference
     lifeline.py     ties daemonic processes of the standard methods to their parent
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from manycore._launch.child import Child
     from manycore._launch.launcher import ensure_started, launch, preload, shutdown
     from manycore._launch.machine import cpu_count, memory_limit_bytes
+    from manycore._launch.standard import launch_standard
 
 _HOMES = {
     "Certificate": "certificate",
@@ -40,6 +42,7 @@ _HOMES = {
     "cpu_count": "machine",
     "ensure_started": "launcher",
     "launch": "launcher",
+    "launch_standard": "standard",
     "memory_limit_bytes": "machine",
     "preload": "launcher",
     "shutdown": "launcher",
@@ -52,6 +55,7 @@ __all__ = [
     "cpu_count",
     "ensure_started",
     "launch",
+    "launch_standard",
     "memory_limit_bytes",
     "preload",
     "shutdown",

@@ -214,16 +214,18 @@ class Shipment:
     Args:
         pickle_part: Pickles a part of the message (a global's value, a definition's state) on its own.
         to_parent: The receiver is the process that this one's objects came from, so what it sent needs no definition.
+        main_is_there: The receiver has this process's `__main__`, so what of it cannot be pickled stays away.
     """
 
     __slots__ = (
         "_checks", "_log", "_pending", "_pickle", "_roots", "_versions",
-        "definitions", "inlined", "spaces", "stable", "to_parent",
+        "definitions", "inlined", "main_is_there", "spaces", "stable", "to_parent",
     )  # fmt: skip
 
-    def __init__(self, pickle_part: Pickle, *, to_parent: bool = False) -> None:
+    def __init__(self, pickle_part: Pickle, *, to_parent: bool = False, main_is_there: bool = False) -> None:
         self._pickle = pickle_part
         self.to_parent = to_parent
+        self.main_is_there = main_is_there
         self.definitions: dict[Token, Any] = {}
         self.spaces: dict[str | Token, tuple[Namespace, dict[str, tuple[int, bytes, int] | None]]] = {}
         self._pending: list[tuple[Any, ...]] = []
@@ -487,6 +489,10 @@ class Shipment:
                 data = self._pickle(self, value, frozenset())
             except Exception as error:
                 if optional:
+                    return
+                if self.main_is_there and space.key == "__main__":
+                    self.stable = False
+                    del into[name]
                     return
                 error.add_note(f"while pickling the global {name!r} of {space.globals.get('__name__', '?')}")
                 raise

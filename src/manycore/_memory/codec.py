@@ -33,7 +33,7 @@ from typing import Any
 
 from manycore._memory import reducers
 from manycore._memory.by_value import Memo, Shipment
-from manycore._memory.namespaces import become_worker, describe_main, find, importable
+from manycore._memory.namespaces import become_worker, describe_main, find, importable, keep_main
 from manycore._memory.rebuild import install
 from manycore._native.codec import PACKED_MARK, is_plain, pack, unpack
 
@@ -44,6 +44,7 @@ __all__ = [
     "dumps",
     "is_by_value",
     "is_importable",
+    "keep_main",
     "load_function",
     "loads",
 ]
@@ -222,11 +223,13 @@ def loads(data: bytes | bytearray | memoryview, *, buffers: Sequence[Any] = ()) 
     return value
 
 
-def dump_function(function: Callable[..., Any]) -> bytes:
+def dump_function(function: Callable[..., Any], *, main_is_there: bool = False) -> bytes:
     """Pickles what a task calls: by reference when a worker can import it, else by value.
 
     Args:
         function: Any callable that can be pickled: a function, a method, a partial, a callable instance, a class.
+        main_is_there: The worker has this process's `__main__`, as after a fork: globals of it that cannot be pickled
+            are left out, and the worker's own are used.
 
     Returns:
         The bytes. The very object that the last call for `function` returned, when neither it nor anything
@@ -246,7 +249,7 @@ def dump_function(function: Callable[..., Any]) -> bytes:
         reference, memo = _codes.get(id(function.__code__)) or _NOTHING
         if reference() is function.__code__ and memo.good_for(function):
             return memo.data
-    shipment = Shipment(_pickle_part)
+    shipment = Shipment(_pickle_part, main_is_there=main_is_there)
     data = _dumps(function, shipment, None, ("function",))
     if not shipment and not shipment.inlined:
         if isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):

@@ -47,7 +47,7 @@ received: dict[Token, int] = {}  # hash of the definition last received; only fo
 _origin = 0
 _origin_pid = 0
 _minted = 0
-_is_worker = False
+main_is_kept = False  # this worker has a `__main__` of its own, with the parent's classes in it
 memories: dict[Token, Any] = {}  # definitions as last pickled here
 
 
@@ -75,7 +75,6 @@ def become_worker(main: dict[str, Any] | None = None) -> None:
     Args:
         main: What the parent's `__main__` says of itself (see `describe_main`).
     """
-    global _is_worker
     module = types.ModuleType("__main__")
     module.__dict__.update(main or {})
     module.__dict__["__name__"] = "__main__"
@@ -83,7 +82,26 @@ def become_worker(main: dict[str, Any] | None = None) -> None:
     sys.modules["__main__"] = module
     with lock:
         _named.pop("__main__", None)
-    _is_worker = True
+
+
+def keep_main() -> None:
+    """Makes this process a receiver whose `__main__` is the parent's, forked or imported anew.
+
+    A class of it stays the one that it is here, under the parent's token.
+    """
+    global main_is_kept
+    main_is_kept = True
+
+
+def own_class(kind: str, parts: list[Any]) -> type | None:
+    """The class that a definition describes, where this worker's own `__main__` has it."""
+    if not main_is_kept or kind not in {"class", "enum"}:
+        return None
+    module, qualname = (parts[3].get("__module__"), parts[3].get("__qualname__")) if kind == "class" else parts[3:5]
+    if module not in {"__main__", "__mp_main__"} or not isinstance(qualname, str):
+        return None
+    value = find("__main__", qualname)
+    return value if isinstance(value, type) else None
 
 
 def describe_main() -> dict[str, Any]:

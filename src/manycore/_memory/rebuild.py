@@ -26,6 +26,7 @@ from manycore._memory.namespaces import (
     find,
     lock,
     objects,
+    own_class,
     own_origin,
     received,
     receiving_namespace,
@@ -154,6 +155,13 @@ def _build(definition: Definition, value: Any) -> Any:
         kind, *arguments = pickle.loads(skeleton)
         if token not in _pending:
             return objects[token]()
+        own = own_class(kind, arguments)
+        if own is not None:
+            _pending.pop(token, None)
+            register(own, token)
+            _held[-1].append(own)
+            received[token] = digest
+            return own
         made = _MAKERS[kind](*arguments)
         if isinstance(value, types.FunctionType):  # it changed in place in the sender
             value.__code__ = made.__code__
