@@ -48,6 +48,7 @@ from manycore.errors import ResultLost as ResultLost
 from manycore.errors import ResultPicklingError as ResultPicklingError
 from manycore.errors import TaskPicklingError as TaskPicklingError
 from manycore.errors import TaskTimeout as TaskTimeout
+from manycore.errors import TasksLost as TasksLost
 from manycore.errors import TimeoutError as TimeoutError
 from manycore.errors import WorkerDied as WorkerDied
 from manycore.futures import Future as Future
@@ -61,6 +62,7 @@ from manycore.pool import map as map
 from manycore.process import active_children as active_children
 from manycore.process import current_process as current_process
 from manycore.process import parent_process as parent_process
+from manycore.selection import select as select
 from manycore.shared_memory import SharedArray as SharedArray
 from manycore.shared_memory import share as share
 from manycore.sharedctypes import Atomic as Atomic
@@ -123,6 +125,7 @@ __all__ = [
     "Supervisor",
     "TaskPicklingError",
     "TaskTimeout",
+    "TasksLost",
     "TimeoutError",
     "Value",
     "WorkerDied",
@@ -144,6 +147,7 @@ __all__ = [
     "parent_process",
     "preload",
     "reducer",
+    "select",
     "set_executable",
     "set_forkserver_preload",
     "set_start_method",

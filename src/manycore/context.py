@@ -11,7 +11,6 @@ What a context makes is ours as well.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from multiprocessing import context as _std
 from multiprocessing import reduction
@@ -80,10 +79,6 @@ def _home(module: str) -> Any:
         return import_module(f"multiprocessing.{module}")
 
 
-# The standard library's own pools, given our context, use the pipe in its SimpleQueue, which ours has not.
-_REACH_INTO_QUEUES = {"concurrent.futures.process", "multiprocessing.pool"}
-
-
 class BaseContext(_std.BaseContext):
     """What every context offers."""
 
@@ -141,8 +136,6 @@ class BaseContext(_std.BaseContext):
 
     def SimpleQueue(self) -> Any:  # noqa: N802
         """A queue without options."""
-        if sys._getframe(1).f_globals.get("__name__") in _REACH_INTO_QUEUES:
-            return super().SimpleQueue()
         return _home("queues").SimpleQueue(ctx=self.get_context())
 
     def Pool(  # noqa: N802

@@ -37,6 +37,7 @@ __all__ = [
     "ResultPicklingError",
     "TaskPicklingError",
     "TaskTimeout",
+    "TasksLost",
     "TimeoutError",
     "WorkerDied",
 ]
@@ -129,6 +130,21 @@ class OwnerDied(ManycoreError, ProcessError):
     def __init__(self, message: str = "", owner_pid: int = 0) -> None:
         super().__init__(message, owner_pid)
         self.owner_pid = owner_pid
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class TasksLost(ManycoreError, ProcessError):
+    """Processes died that had taken items of a `JoinableQueue` and had not called `task_done` for them.
+
+    Attributes:
+        count: How many items.
+    """
+
+    def __init__(self, message: str = "", count: int = 0) -> None:
+        super().__init__(message, count)
+        self.count = count
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -44,6 +44,7 @@ from manycore._native.sync import SEM_VALUE_MAX
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from manycore._memory.bells import NativeCase
     from manycore._native.sync import HasBuffer
     from manycore._observe.locks import Owner
 
@@ -265,6 +266,12 @@ class Event(_events.Event):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _rejoin, (type(self), self.cell)
+
+    def _select_case(self) -> NativeCase:
+        from manycore._memory.bells import NativeCase
+
+        begun = self._begin()
+        return NativeCase(self, self, 0, lambda: self._passed(begun))
 
     def __repr__(self) -> str:
         return f"<{type(self).__qualname__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"

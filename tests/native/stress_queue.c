@@ -42,7 +42,7 @@ static void *writer(void *argument) {
                 take(&s->writers);
                 if (mc_queue_has_room(s)) break;
                 mc_lock_release(&s->writers);
-            } else mc_queue_sleep(&s->head.version, &s->room_awaited, seen, &w, &spinner);
+            } else mc_queue_sleep(&s->head.version, &s->room, seen, &w, &spinner);
         }
         mc_queue_place place = mc_queue_look(&s->tail);
         mc_queue_cursor cursor = mc_queue_cursor_at(&q, place);
@@ -51,8 +51,8 @@ static void *writer(void *argument) {
             die("put");
         mc_queue_publish(&s->tail, cursor, place.count + 1);
         mc_lock_release(&s->writers);
-        mc_queue_wake(&s->tail.version, &s->items_awaited, 1);
-        mc_queue_left(&s->room_awaited, &w);
+        mc_queue_wake(&s->tail.version, &s->items, 1);
+        mc_queue_left(&s->room, &w);
         put_count[who]++;
     }
     writing--;
@@ -77,7 +77,7 @@ static void *reader(void *argument) {
                 if (mc_queue_has_items(s)) break;
                 mc_lock_release(&s->readers);
             } else if (over) return NULL;
-            else mc_queue_sleep(&s->tail.version, &s->items_awaited, seen, &w, &spinner);
+            else mc_queue_sleep(&s->tail.version, &s->items, seen, &w, &spinner);
         }
         mc_queue_place place = mc_queue_look(&s->head);
         mc_queue_cursor cursor = mc_queue_cursor_at(&q, place);
@@ -89,9 +89,9 @@ static void *reader(void *argument) {
         mc_queue_publish(&s->head, cursor, place.count + 1);
         mc_queue_give_back(&q, place.block, cursor.block);
         mc_lock_release(&s->readers);
-        mc_queue_wake(&s->head.version, &s->room_awaited, 1);
-        mc_queue_left(&s->items_awaited, &w);
-        if (w.slept && mc_queue_has_items(s)) mc_queue_wake(&s->tail.version, &s->items_awaited, 1);
+        mc_queue_wake(&s->head.version, &s->room, 1);
+        mc_queue_left(&s->items, &w);
+        if (w.slept && mc_queue_has_items(s)) mc_queue_wake(&s->tail.version, &s->items, 1);
         size -= sizeof head;
         if (head[0] >= PARTIES || (int64_t)head[1] <= last[head[0]]) die("out of order");
         if (size != (head[1] % 50 == 0 ? LONGEST : head[1] % 100)) die("size");

@@ -6,8 +6,8 @@ import logging.config
 import multiprocessing
 import multiprocessing.queues
 import os
-import pickle
 import queue
+import signal
 import sys
 import threading
 import time
@@ -199,6 +199,50 @@ def test_tasks() -> None:
     assert done == [True]
 
 
+def _take(many: Any, count: int, taken: Any) -> None:
+    for _ in range(count):
+        many.get()
+    taken.put(None)
+    signal.pause()
+
+
+def test_tasks_in_the_hands_of_the_dead_are_counted_back() -> None:
+    many: Any = queues.JoinableQueue()
+    taken: Any = queues.Queue()
+    many.put_many(range(5))
+    many.get()
+    process = started(_take, many, 3, taken)
+    taken.get()
+    lost: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            many.join()
+        except errors.TasksLost as error:
+            lost.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(30)
+    assert many.get() == 4
+    many.task_done()
+    assert not lost  # there is one more that is dealt with
+    many.task_done()
+    thread.join(30)
+    assert [(error.count, str(error)[:8]) for error in lost if isinstance(error, errors.TasksLost)] == [(3, "3 of the")]
+    many.join()  # told once
+    many.put(5)
+    many.get()
+    many.task_done()
+    many.join()
+    many.task_done()  # of one that was thought lost
+    many.task_done()
+    many.task_done()
+    with pytest.raises(ValueError, match="too many"):
+        many.task_done()
+
+
 def test_closing() -> None:
     many = queues.Queue()
     with pytest.raises(AssertionError):
@@ -304,18 +348,6 @@ def test_bad_arguments() -> None:
         queues.Queue("3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max"):
         queues.Queue().get_many(0)
-    with pytest.raises(OSError, match="exited or closed"):
-        pickle.loads(_pickled_by_the_dead())
-
-
-def _pickled_by_the_dead() -> bytes:
-    reader, writer = os.pipe()
-    process = started(lambda: os.write(writer, pickle.dumps(queues.Queue())))
-    joined(process)
-    data = os.read(reader, 65536)
-    os.close(reader)
-    os.close(writer)
-    return data
 
 
 def _count(many: Any, results: Any) -> None:

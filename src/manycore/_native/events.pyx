@@ -35,8 +35,18 @@ cdef extern from "owner.h" nogil:
     void mc_waiters_leave(mc_waiters *w, int index)
 
 cdef extern from "event.h" nogil:
+    ctypedef struct mc_bells:
+        pass
+    int mc_bells_enter(mc_bells *b, uint64_t self, int fd, uint64_t inode)
+    void mc_bells_leave(mc_bells *b, uint64_t self, int slot)
     ctypedef struct mc_event:
         mc_waiters waiters
+        mc_bells bells
+    ctypedef struct mc_event_context:
+        mc_event *event
+        uint32_t count
+    bint mc_event_has_passed(void *context)
+    void mc_event_arm(mc_event *e, int slot)
     void mc_event_init(mc_event *e)
     bint mc_event_valid(const mc_event *e)
     bint mc_event_is_set(mc_event *e)
@@ -165,6 +175,30 @@ cdef class Event(Shared):
                 PyErr_CheckSignals()
         finally:
             mc_event_left(self.event, &waiting)
+
+    # Watching, for `manycore._memory.bells`; an event has one side
+
+    def _begin(self):
+        """What `_passed` takes: how often it was set so far."""
+        if self.event is NULL:
+            raise not_made(self)
+        return mc_event_begin(self.event)
+
+    def _passed(self, uint32_t count):
+        """Whether it is set, or was since then."""
+        cdef mc_event_context context
+        context.event = self.event
+        context.count = count
+        return mc_event_has_passed(&context)
+
+    def _watch(self, int side, int fd, uint64_t inode):
+        return mc_bells_enter(&self.event.bells, mc_self(), fd, inode)
+
+    def _arm(self, int side, int slot):
+        mc_event_arm(self.event, slot)
+
+    def _unwatch(self, int side, int slot):
+        mc_bells_leave(&self.event.bells, mc_self(), slot)
 
 
 @cython.no_gc_clear

@@ -25,88 +25,6 @@ from _pickle import loads as _loads
 cdef extern from "plain.h":
     bint mc_is_plain(object value)
 
-cdef extern from "queue.h" nogil:
-    ctypedef uint32_t mc_word
-    ctypedef struct mc_lock:
-        pass
-    ctypedef struct mc_spinner:
-        pass
-    ctypedef struct mc_waiting:
-        bint slept
-        uint64_t dead
-    ctypedef enum mc_outcome:
-        MC_TAKEN
-        MC_TAKEN_OVER
-        MC_TIMED_OUT
-        MC_AGAIN
-    int64_t MC_NEVER
-    int64_t mc_now_ns()
-    uint64_t mc_self()
-    void mc_waiting_begin(mc_waiting *w, int64_t deadline_ns)
-    bint mc_lock_try(mc_lock *l, uint64_t self)
-    bint mc_lock_short_spin(mc_lock *l, uint64_t self)
-    bint mc_lock_release(mc_lock *l)
-    mc_outcome mc_lock_wait(mc_lock *l, uint64_t self, mc_waiting *w, mc_spinner *spinner)
-    void mc_lock_left(mc_lock *l, mc_waiting *w)
-
-    ctypedef struct mc_queue_end:
-        mc_word version
-    ctypedef struct mc_queue:
-        uint64_t most
-        mc_word closed
-        mc_lock writers
-        mc_lock readers
-        mc_queue_end tail
-        mc_queue_end head
-        mc_word items_awaited
-        mc_word room_awaited
-        uint32_t allocated
-        uint32_t free_count
-        uint64_t done
-        mc_word joined
-    ctypedef struct mc_queue_handle:
-        mc_queue *shared
-        int fd
-        mc_spinner spinner
-    ctypedef struct mc_queue_cursor:
-        uint32_t block
-        uint32_t offset
-    ctypedef struct mc_queue_place:
-        uint32_t block
-        uint32_t offset
-        uint64_t count
-    uint32_t MC_QUEUE_BLOCK
-    int mc_queue_open(mc_queue_handle *q, int fd, int64_t most)
-    void mc_queue_close(mc_queue_handle *q)
-    mc_queue_place mc_queue_look(mc_queue_end *end)
-    void mc_queue_publish(mc_queue_end *end, mc_queue_cursor cursor, uint64_t count)
-    uint64_t mc_queue_size(mc_queue *s)
-    bint mc_queue_has_items(mc_queue *s)
-    bint mc_queue_has_room(mc_queue *s)
-    void mc_queue_wake(mc_word *version, mc_word *awaited, int count)
-    mc_queue_cursor mc_queue_cursor_at(mc_queue_handle *q, mc_queue_place place)
-    int mc_queue_begin_record(mc_queue_handle *q, mc_queue_cursor *c, uint64_t kind, uint64_t size)
-    int mc_queue_write(mc_queue_handle *q, mc_queue_cursor *c, const void *data, size_t size)
-    int mc_queue_next_record(mc_queue_handle *q, mc_queue_cursor *c, uint64_t *kind, uint64_t *size)
-    int mc_queue_read(mc_queue_handle *q, mc_queue_cursor *c, void *into, size_t size)
-    void mc_queue_give_back(mc_queue_handle *q, uint32_t first, uint32_t last)
-    mc_outcome mc_queue_sleep(mc_word *version, mc_word *awaited, uint32_t seen, mc_waiting *w, mc_spinner *spinner)
-
-cdef extern from *:
-    """
-    #define mc_queue_load32(word) atomic_load_explicit(word, memory_order_acquire)
-    #define mc_queue_store32(word, value) atomic_store(word, value)
-    #define mc_queue_load64(word) atomic_load_explicit(word, memory_order_acquire)
-    #define mc_queue_swap64(word, seen, value) atomic_compare_exchange_strong(word, seen, value)
-    #define mc_queue_bump(word) (void)atomic_fetch_add(word, 1)
-    """
-    uint32_t mc_queue_load32(mc_word *word) nogil
-    void mc_queue_store32(mc_word *word, uint32_t value) nogil
-    uint64_t mc_queue_load64(uint64_t *word) nogil
-    bint mc_queue_swap64(uint64_t *word, uint64_t *seen, uint64_t value) nogil
-    void mc_queue_bump(mc_word *word) nogil
-    int mc_wake(mc_word *word, int count) nogil
-
 DEF LARGE = 65536  # bytes whose copying is worth giving up the interpreter, about 5 us
 
 cdef enum:
@@ -144,25 +62,29 @@ cdef object system_error(int error, str what):
 cdef class RecordQueue:
     """A queue over a descriptor, which it takes over."""
 
-    cdef mc_queue_handle handle
-    cdef object __weakref__
-    cdef readonly bint closed  # by this object's owner; says nothing about other processes
-    cdef object shut_down_error
-    cdef uint64_t checked_blocks  # the file may grow to this many before somebody looks whether there is memory
-
     def __cinit__(self, *args, **kwargs):
         self.handle.fd = -1
 
-    def _open(self, int fd, object most, object shut_down_error):
-        """Begin a new queue of at most `most` items (0: unbounded) in the empty file, or, with None, use what is there."""
+    def _open(self, int fd, object most, object shut_down_error, bint joinable=False):
+        """Begin a new queue in the empty file, or use what is there.
+
+        Args:
+            fd: A descriptor, which is taken over.
+            most: Items that it holds at most, 0 for any number; None to use what is there.
+            shut_down_error: What is raised once it is shut down.
+            joinable: Whether a new one keeps count of what is in whose hands.
+        """
         cdef int error
         if self.handle.shared is not NULL:
             raise RuntimeError("this queue has its memory already")
         error = mc_queue_open(&self.handle, fd, -1 if most is None else most)
         if error:
             raise system_error(error, "cannot map a queue")
+        if most is not None:
+            self.handle.shared.work.kept = joinable
         self.shut_down_error = shut_down_error
         self.checked_blocks = CHECKED_BLOCKS
+        self.told = mc_queue_lost(self.handle.shared)
 
     def __dealloc__(self):
         mc_queue_close(&self.handle)
@@ -216,11 +138,11 @@ cdef class RecordQueue:
         finally:
             mc_lock_left(lock, &waiting)
 
-    cdef bint sleep(self, mc_word *version, mc_word *awaited, uint32_t seen, mc_waiting *waiting) except -1:
+    cdef bint sleep(self, mc_word *version, mc_queue_waits *waits, uint32_t seen, mc_waiting *waiting) except -1:
         """False when the deadline has passed."""
         cdef mc_outcome outcome
         with nogil:
-            outcome = mc_queue_sleep(version, awaited, seen, waiting, &self.handle.spinner)
+            outcome = mc_queue_sleep(version, waits, seen, waiting, &self.handle.spinner)
         if outcome == MC_TIMED_OUT:
             return False
         if outcome == MC_AGAIN:
@@ -228,6 +150,15 @@ cdef class RecordQueue:
         return True
 
     # Writing
+
+    cdef int require(self) except -1:
+        cdef mc_queue *s = self.handle.shared
+        if s is NULL:
+            raise RuntimeError("this queue has no memory")
+        if s.allocated > self.checked_blocks and s.free_count < 128:  # it is about to grow
+            self._require(CHECKED_BLOCKS * MC_QUEUE_BLOCK)
+            self.checked_blocks = s.allocated + CHECKED_BLOCKS
+        return 0
 
     cdef int copy_in(self, mc_queue_cursor *cursor, object piece) except -1:
         cdef Py_buffer view
@@ -277,11 +208,7 @@ cdef class RecordQueue:
         cdef uint32_t seen
         cdef Py_ssize_t many = len(records) - first, done
         cdef uint64_t room
-        if s is NULL:
-            raise RuntimeError("this queue has no memory")
-        if s.allocated > self.checked_blocks and s.free_count < 128:  # it is about to grow
-            self._require(CHECKED_BLOCKS * MC_QUEUE_BLOCK)
-            self.checked_blocks = s.allocated + CHECKED_BLOCKS
+        self.require()
         mc_waiting_begin(&waiting, deadline_ns)
         try:
             while True:
@@ -289,7 +216,7 @@ cdef class RecordQueue:
                 if mc_queue_load32(&s.closed):
                     raise self.shut_down_error
                 if not mc_queue_has_room(s):
-                    if deadline_ns == 0 or not self.sleep(&s.head.version, &s.room_awaited, seen, &waiting):
+                    if deadline_ns == 0 or not self.sleep(&s.head.version, &s.room, seen, &waiting):
                         return 0
                     continue
                 if not self.lock(&s.writers, deadline_ns):
@@ -310,13 +237,13 @@ cdef class RecordQueue:
                     mc_queue_publish(&s.tail, cursor, place.count + many)
                 finally:
                     mc_lock_release(&s.writers)
-                mc_queue_wake(&s.tail.version, &s.items_awaited, many if many < EVERYBODY else EVERYBODY)
+                mc_queue_wake(&s.tail.version, &s.items, many if many < EVERYBODY else EVERYBODY)
                 return many
         finally:
             if waiting.slept:
-                mc_queue_store32(&s.room_awaited, 1)
+                mc_queue_left(&s.room, &waiting)
                 if mc_queue_has_room(s):
-                    mc_queue_wake(&s.head.version, &s.room_awaited, 1)
+                    mc_queue_wake(&s.head.version, &s.room, 1)
 
     def put(self, obj, block=True, timeout=None):
         """Put an item into the queue.
@@ -423,7 +350,7 @@ cdef class RecordQueue:
                 if not mc_queue_has_items(s):
                     if mc_queue_load32(&s.closed):
                         raise self.shut_down_error
-                    if deadline_ns == 0 or not self.sleep(&s.tail.version, &s.items_awaited, seen, &waiting):
+                    if deadline_ns == 0 or not self.sleep(&s.tail.version, &s.items, seen, &waiting):
                         return None
                     continue
                 if not self.lock(&s.readers, deadline_ns):
@@ -441,17 +368,19 @@ cdef class RecordQueue:
                     for index in range(many):
                         records.append(self.read(&cursor))
                     mc_queue_publish(&s.head, cursor, head.count + many)
+                    if s.work.kept:
+                        mc_queue_hold(s, mc_self(), many)
                     mc_queue_give_back(&self.handle, head.block, cursor.block)
                 finally:
                     mc_lock_release(&s.readers)
                 if s.most:
-                    mc_queue_wake(&s.head.version, &s.room_awaited, many if many < <uint64_t>EVERYBODY else EVERYBODY)
+                    mc_queue_wake(&s.head.version, &s.room, many if many < <uint64_t>EVERYBODY else EVERYBODY)
                 return records
         finally:
             if waiting.slept:
-                mc_queue_store32(&s.items_awaited, 1)
+                mc_queue_left(&s.items, &waiting)
                 if mc_queue_has_items(s):
-                    mc_queue_wake(&s.tail.version, &s.items_awaited, 1)
+                    mc_queue_wake(&s.tail.version, &s.items, 1)
 
     def get(self, block=True, timeout=None):
         """Take the item that was put first.
@@ -538,7 +467,6 @@ cdef class RecordQueue:
         cdef mc_queue *s = self.handle.shared
         cdef mc_queue_place head, tail
         cdef mc_queue_cursor cursor
-        cdef uint64_t done
         mc_queue_store32(&s.closed, 1)
         self.lock(&s.writers, MC_NEVER)  # whoever was putting has put
         mc_lock_release(&s.writers)
@@ -549,42 +477,81 @@ cdef class RecordQueue:
                 tail = mc_queue_look(&s.tail)
                 cursor = mc_queue_cursor_at(&self.handle, tail)
                 mc_queue_publish(&s.head, cursor, tail.count)
+                mc_queue_forget_work(s)
                 mc_queue_give_back(&self.handle, head.block, cursor.block)
             finally:
                 mc_lock_release(&s.readers)
-            done = mc_queue_load64(&s.done)
-            while not mc_queue_swap64(&s.done, &done, tail.count):
-                pass
-            mc_queue_bump(&s.joined)
-            mc_wake(&s.joined, EVERYBODY)
-        mc_wake(&s.tail.version, EVERYBODY)
-        mc_wake(&s.head.version, EVERYBODY)
+            mc_queue_wake(&s.work.changed, &s.work.waits, EVERYBODY)
+        mc_queue_wake(&s.tail.version, &s.items, EVERYBODY)
+        mc_queue_wake(&s.head.version, &s.room, EVERYBODY)
 
-    def task_done(self):
-        """Say that an item that was taken has been dealt with.
+    # Tasks
 
-        Raises:
-            ValueError: There are no more items than were dealt with.
-        """
+    def _task_done(self):
+        """One item that was taken has been dealt with; ValueError where there is none."""
         cdef mc_queue *s = self.handle.shared
-        cdef uint64_t done = mc_queue_load64(&s.done)
-        while True:
-            if done >= mc_queue_look(&s.tail).count:
-                raise ValueError("task_done() called too many times")
-            if mc_queue_swap64(&s.done, &done, done + 1):
-                break
-        if done + 1 == mc_queue_look(&s.tail).count:
-            mc_queue_bump(&s.joined)
-            mc_wake(&s.joined, EVERYBODY)
+        cdef bint right
+        self.lock(&s.readers, MC_NEVER)
+        right = mc_queue_done(s, mc_self())
+        mc_lock_release(&s.readers)
+        if not right:
+            raise ValueError("task_done() called too many times")
+        if mc_queue_all_done(s):
+            mc_queue_wake(&s.work.changed, &s.work.waits, EVERYBODY)
 
-    def join(self):
-        """Wait until every item that was put has been dealt with (`task_done`)."""
+    def _join(self):
+        """Wait until every item that was put has been dealt with, or is lost; how many were lost since the last call."""
         cdef mc_queue *s = self.handle.shared
         cdef mc_waiting waiting
-        cdef uint32_t seen, unused
+        cdef uint32_t seen
+        cdef uint64_t lost
         mc_waiting_begin(&waiting, MC_NEVER)
         while True:
-            seen = mc_queue_load32(&s.joined)
-            if mc_queue_load64(&s.done) >= mc_queue_look(&s.tail).count:
-                return
-            self.sleep(&s.joined, <mc_word *>&unused, seen, &waiting)
+            seen = mc_queue_load32(&s.work.changed)
+            if mc_queue_all_done(s):
+                lost = mc_queue_lost(s)
+                many = lost - self.told if lost > self.told else 0
+                self.told = lost
+                return many
+            # Also where it did not sleep: a queue that is never still is looked at as well.
+            self.sleep(&s.work.changed, &s.work.waits, seen, &waiting)
+            if not mc_queue_all_done(s):
+                self.lock(&s.readers, MC_NEVER)
+                mc_queue_count_back(s)
+                mc_lock_release(&s.readers)
+
+    # Watching, for `manycore._memory.bells`: side 0 is that of `get`, 1 that of `put`
+
+    def _ready(self, int side):
+        """Whether a call on that side would not have to wait."""
+        cdef mc_queue *s = self.handle.shared
+        if side:
+            return mc_queue_has_room(s) or mc_queue_load32(&s.closed) != 0
+        return mc_queue_has_items(s) or mc_queue_load32(&s.closed) != 0
+
+    def _watch(self, int side, int fd, uint64_t inode):
+        """A slot for the bell that is this pipe; -1 when there is none."""
+        cdef mc_queue *s = self.handle.shared
+        return mc_bells_enter(&s.room.bells if side else &s.items.bells, mc_self(), fd, inode)
+
+    def _arm(self, int side, int slot):
+        """Have the bell rung at the next change."""
+        cdef mc_queue *s = self.handle.shared
+        mc_queue_arm(&s.room if side else &s.items, slot)
+
+    def _unwatch(self, int side, int slot):
+        """Give the slot back."""
+        cdef mc_queue *s = self.handle.shared
+        mc_bells_leave(&s.room.bells if side else &s.items.bells, mc_self(), slot)
+
+    # Items that are pickled once and put when there is room
+
+    def _encoded(self, obj):
+        """What `_put_encoded` takes."""
+        if self.closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        return [self.encode(obj)]
+
+    def _put_encoded(self, list records):
+        """Put it without waiting; whether there was room."""
+        return self.put_records(records, 0, 0) != 0

@@ -1,7 +1,7 @@
 /* An event: one wait word.
  *
  *   bit 0       set
- *   bit 1       somebody sleeps
+ *   bit 1       somebody sleeps, or has armed a bell (bell.h)
  *   bits 2-31   how many times it was set, modulo 2^30
  *
  *   set     CAS -> (count + 1, set, nobody sleeps), then wake all if bit 1 was there
@@ -16,6 +16,7 @@
 #ifndef MANYCORE_EVENT_H
 #define MANYCORE_EVENT_H
 
+#include "bell.h"
 #include "fault.h"
 #include "owner.h"
 
@@ -29,6 +30,7 @@ typedef struct {
     mc_word word;
     uint32_t reserved;
     _Alignas(MC_CACHE_LINE) mc_waiters waiters;
+    mc_bells bells;
 } mc_event;
 
 static inline void mc_event_init(mc_event *e) {
@@ -53,7 +55,10 @@ static inline void mc_event_set(mc_event *e) {
         next = ((seen & ~3u) + 4) | MC_EVENT_SET;
     } while (!atomic_compare_exchange_weak_explicit(&e->word, &seen, next, memory_order_acq_rel, memory_order_relaxed));
     MC_FAULT("event:set");
-    if (seen & MC_EVENT_WAITERS) mc_wake(&e->word, INT32_MAX);
+    if (seen & MC_EVENT_WAITERS) {
+        mc_wake(&e->word, INT32_MAX);
+        mc_bells_ring(&e->bells);
+    }
     MC_FAULT("event:woke");
 }
 
@@ -101,6 +106,12 @@ static inline mc_outcome mc_event_wait(mc_event *e, uint32_t count, uint64_t sel
         w->slept = true;
         if (error == EINTR || error == ETIMEDOUT) return MC_AGAIN;
     }
+}
+
+/* Of a watcher that has a slot: it is rung at the next set. It looks at the event afterwards. */
+static inline void mc_event_arm(mc_event *e, int slot) {
+    mc_bells_arm(&e->bells, slot);
+    atomic_fetch_or(&e->word, MC_EVENT_WAITERS);
 }
 
 static inline void mc_event_left(mc_event *e, mc_waiting *w) {

@@ -20,9 +20,10 @@
  * version is stored after it. So position and count change in one store, and what a writer had copied before
  * it died is as if it had never been. Each version is also the word on which the other side sleeps.
  *
- * Sleeping. Who is about to sleep sets `awaited`, and who publishes wakes one if it is set, and clears it.
- * Who has slept sets it again when it leaves, for others may sleep still. All sleeps are cut into pieces
- * (mc_waiting), so a wake-up that a dying process swallowed costs some milliseconds.
+ * Sleeping. Who is about to sleep sets a bit of `awaited`, and who publishes wakes one if it is set, and clears
+ * it. Who has slept sets it again when it leaves, for others may sleep still. All sleeps are cut into pieces
+ * (mc_waiting), so a wake-up that a dying process swallowed costs some milliseconds. Who waits for other things
+ * at the same time sets another bit, and has a bell (bell.h).
  *
  * Invariants
  *   got <= put; got == put exactly when head and tail are at the same place
@@ -41,6 +42,7 @@
 #ifndef MANYCORE_QUEUE_H
 #define MANYCORE_QUEUE_H
 
+#include "bell.h"
 #include "fault.h"
 #include "lock.h"
 
@@ -67,6 +69,33 @@ typedef struct {
     _Atomic uint64_t bytes; /* of payload, since the beginning; for people */
 } mc_queue_end;
 
+/* Who waits for the other side: MC_QUEUE_SLEEPS, MC_QUEUE_WATCHES; cleared by who wakes. */
+typedef struct {
+    mc_word awaited;
+    mc_bells bells;
+} mc_queue_waits;
+
+#define MC_QUEUE_SLEEPS 1u  /* somebody sleeps on the version */
+#define MC_QUEUE_WATCHES 2u /* somebody has armed a bell */
+
+/* What has become of the items that were taken, where that is kept: all under R. Every one of them is done, lost,
+ * in somebody's hands or nobody knows in whose, but for the step between the head's publication and the entry here:
+ * what is then missing was taken by a process that died in that step. */
+#define MC_QUEUE_HANDS 40 /* processes whose hands are known at a time */
+
+typedef struct {
+    mc_owner_word owner; /* 0: free */
+    _Atomic uint64_t count;
+} mc_queue_hand;
+
+typedef struct {
+    uint32_t kept; /* whether any of this is; written by the creator */
+    mc_word changed; /* when all that was put is done or lost; joiners sleep on it */
+    _Atomic uint64_t done, lost, unknown;
+    mc_queue_waits waits; /* of joiners */
+    mc_queue_hand hands[MC_QUEUE_HANDS];
+} mc_queue_work;
+
 typedef struct {
     mc_header header;
     uint32_t block_bytes;
@@ -77,14 +106,13 @@ typedef struct {
     _Alignas(MC_CACHE_LINE) mc_lock readers;
     _Alignas(MC_CACHE_LINE) mc_queue_end tail;
     _Alignas(MC_CACHE_LINE) mc_queue_end head;
-    _Alignas(MC_CACHE_LINE) mc_word items_awaited; /* set by readers, cleared by writers */
-    _Alignas(MC_CACHE_LINE) mc_word room_awaited;  /* set by writers, cleared by readers */
+    _Alignas(MC_CACHE_LINE) mc_queue_waits items; /* of readers, for writers */
+    _Alignas(MC_CACHE_LINE) mc_queue_waits room;  /* of writers, for readers */
     _Alignas(MC_CACHE_LINE) mc_word free;          /* index + 1 of the block given back last; 0 is none */
     _Atomic uint32_t free_count;                   /* about; a death may make it too large or too small */
     _Alignas(MC_CACHE_LINE) _Atomic uint32_t fresh; /* the first block never used; W */
     _Atomic uint32_t allocated;                    /* blocks that the file has; W */
-    _Alignas(MC_CACHE_LINE) _Atomic uint64_t done; /* items declared done, of those put */
-    mc_word joined;                                /* changes whenever done catches up; joiners sleep on it */
+    _Alignas(MC_CACHE_LINE) mc_queue_work work;
 } mc_queue;
 
 _Static_assert(sizeof(mc_queue) <= MC_QUEUE_HEADER, "the header is one page");
@@ -229,14 +257,21 @@ static inline bool mc_queue_has_items(mc_queue *s) {
 
 static inline bool mc_queue_has_room(mc_queue *s) { return s->most == 0 || mc_queue_size(s) < s->most; }
 
-static inline void mc_queue_wake(mc_word *version, mc_word *awaited, int count) {
-    /* orders the publication before the look at `awaited`; pairs with the store in mc_queue_sleep */
+static inline void mc_queue_wake(mc_word *version, mc_queue_waits *waits, int count) {
+    /* orders the publication before the look at `awaited`; pairs with mc_queue_sleep and mc_queue_arm */
     atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(awaited, memory_order_relaxed) != 0) {
-        atomic_store_explicit(awaited, 0, memory_order_relaxed);
+    if (atomic_load_explicit(&waits->awaited, memory_order_relaxed) != 0) {
+        uint32_t who = atomic_exchange(&waits->awaited, 0);
         MC_FAULT("queue:waking");
-        mc_wake(version, count);
+        if (who & MC_QUEUE_SLEEPS) mc_wake(version, count);
+        if (who & MC_QUEUE_WATCHES) mc_bells_ring(&waits->bells);
     }
+}
+
+/* Of a watcher that has a slot: from now on it is rung, once. It looks at the queue afterwards. */
+static inline void mc_queue_arm(mc_queue_waits *waits, int slot) {
+    mc_bells_arm(&waits->bells, slot);
+    atomic_fetch_or(&waits->awaited, MC_QUEUE_WATCHES);
 }
 
 /* ---- writing, under W ---- */
@@ -391,6 +426,89 @@ static inline void mc_queue_give_back(mc_queue_handle *q, uint32_t first, uint32
     }
 }
 
+/* ---- what was taken, under R ---- */
+
+static inline mc_queue_hand *mc_queue_hand_of(mc_queue *s, uint64_t self) {
+    mc_queue_hand *hands = s->work.hands, *free = NULL;
+    for (int i = 0; i < MC_QUEUE_HANDS; i++) {
+        uint64_t owner = atomic_load_explicit(&hands[i].owner, memory_order_relaxed);
+        if (owner == self) return &hands[i];
+        if (free == NULL && (owner == 0 || atomic_load_explicit(&hands[i].count, memory_order_relaxed) == 0))
+            free = &hands[i];
+    }
+    if (free != NULL) atomic_store_explicit(&free->owner, self, memory_order_relaxed);
+    return free;
+}
+
+/* After the head was published. */
+static inline void mc_queue_hold(mc_queue *s, uint64_t self, uint64_t many) {
+    MC_FAULT("queue:record not held");
+    mc_queue_hand *hand = mc_queue_hand_of(s, self);
+    atomic_fetch_add_explicit(hand != NULL ? &hand->count : &s->work.unknown, many, memory_order_relaxed);
+}
+
+static inline bool mc_queue_all_done(mc_queue *s) {
+    /* acquire: pairs with the release in mc_queue_settled */
+    uint64_t done = atomic_load_explicit(&s->work.done, memory_order_acquire);
+    return done + atomic_load_explicit(&s->work.lost, memory_order_acquire) >= mc_queue_look(&s->tail).count;
+}
+
+static inline uint64_t mc_queue_lost(mc_queue *s) { return atomic_load(&s->work.lost); }
+
+static inline void mc_queue_settled(mc_queue *s) {
+    if (mc_queue_all_done(s)) atomic_fetch_add_explicit(&s->work.changed, 1, memory_order_release);
+}
+
+/* One item is done: of those in one's own hands, else of anybody's, for it may have been passed on, else one that
+ * was thought lost, else one that is still in the queue. False when there is none. */
+static inline bool mc_queue_done(mc_queue *s, uint64_t self) {
+    mc_queue_work *work = &s->work;
+    if (mc_queue_all_done(s) && mc_queue_lost(s) == 0) return false;
+    _Atomic uint64_t *from = NULL;
+    for (int i = 0; i < MC_QUEUE_HANDS; i++) {
+        mc_queue_hand *hand = &work->hands[i];
+        if (atomic_load_explicit(&hand->count, memory_order_relaxed) == 0) continue;
+        from = &hand->count;
+        if (atomic_load_explicit(&hand->owner, memory_order_relaxed) == self) break;
+    }
+    if (from == NULL && atomic_load(&work->unknown) != 0) from = &work->unknown;
+    if (from == NULL && mc_queue_lost(s) != 0) from = &work->lost;
+    if (from != NULL) atomic_fetch_sub_explicit(from, 1, memory_order_relaxed);
+    MC_FAULT("queue:task left");
+    atomic_fetch_add_explicit(&work->done, 1, memory_order_release);
+    mc_queue_settled(s);
+    return true;
+}
+
+/* What the dead had in their hands is lost. */
+static inline void mc_queue_count_back(mc_queue *s) {
+    mc_queue_work *work = &s->work;
+    uint64_t held = 0, lost = 0;
+    for (int i = 0; i < MC_QUEUE_HANDS; i++) {
+        mc_queue_hand *hand = &work->hands[i];
+        uint64_t count = atomic_load_explicit(&hand->count, memory_order_relaxed);
+        if (count == 0) continue;
+        if (mc_owner_is_dead(atomic_load_explicit(&hand->owner, memory_order_relaxed)))
+            atomic_store_explicit(&hand->count, 0, memory_order_relaxed);
+        else held += count;
+    }
+    held += atomic_load(&work->unknown) + atomic_load(&work->done) + atomic_load(&work->lost);
+    uint64_t taken = mc_queue_look(&s->head).count;
+    if (taken > held) lost = taken - held;
+    if (lost == 0) return;
+    MC_FAULT("queue:hand emptied");
+    atomic_fetch_add_explicit(&work->lost, lost, memory_order_release);
+    mc_queue_settled(s);
+}
+
+/* All that was put counts as done: of who has emptied the queue. */
+static inline void mc_queue_forget_work(mc_queue *s) {
+    for (int i = 0; i < MC_QUEUE_HANDS; i++) atomic_store(&s->work.hands[i].count, 0);
+    atomic_store(&s->work.unknown, 0);
+    atomic_store(&s->work.done, mc_queue_look(&s->tail).count - mc_queue_lost(s));
+    atomic_fetch_add(&s->work.changed, 1);
+}
+
 /* ---- waiting, under no lock ---- */
 
 typedef struct {
@@ -404,7 +522,7 @@ static inline bool mc_queue_changed(void *context) {
 }
 
 /* Sleeps until the version is no longer `seen`. MC_TAKEN: look again; MC_AGAIN: look at signals first. */
-static inline mc_outcome mc_queue_sleep(mc_word *version, mc_word *awaited, uint32_t seen, mc_waiting *w,
+static inline mc_outcome mc_queue_sleep(mc_word *version, mc_queue_waits *waits, uint32_t seen, mc_waiting *w,
                                         mc_spinner *spinner) {
     if (!w->spun) {
         w->spun = true;
@@ -414,7 +532,7 @@ static inline mc_outcome mc_queue_sleep(mc_word *version, mc_word *awaited, uint
     int64_t now = mc_waiting_clock(w);
     if (now >= w->deadline_ns) return MC_TIMED_OUT;
     if (mc_waiting_is_due(w, now)) return MC_AGAIN;
-    atomic_store(awaited, 1); /* seq_cst; the kernel compares the version after it */
+    atomic_fetch_or(&waits->awaited, MC_QUEUE_SLEEPS); /* seq_cst; the kernel compares the version after it */
     int error = mc_wait(version, seen, mc_waiting_until(w));
     if (error != EAGAIN) {
         w->slept = true;
@@ -424,8 +542,8 @@ static inline mc_outcome mc_queue_sleep(mc_word *version, mc_word *awaited, uint
 }
 
 /* Whoever has slept calls this when it leaves. */
-static inline void mc_queue_left(mc_word *awaited, mc_waiting *w) {
-    if (w->slept) atomic_store(awaited, 1);
+static inline void mc_queue_left(mc_queue_waits *waits, mc_waiting *w) {
+    if (w->slept) atomic_fetch_or(&waits->awaited, MC_QUEUE_SLEEPS);
 }
 
 #endif
