@@ -43,7 +43,8 @@ def names(script: str) -> list[str]:
     return re.findall(r"^@case\b[^\n]*\ndef (\w+)", text, re.MULTILINE)
 
 
-# Under the standard start methods in every run; all the others there are slow.
+# Under the standard start methods in every run; the others there with MANYCORE_EVERY_START_METHOD=1 (ten minutes).
+EVERYTHING = bool(os.environ.get("MANYCORE_EVERY_START_METHOD"))
 CORE = {
     "all_idle_workers", "busy_worker_fails_alone", "crashes", "in_the_middle_of_a_big_result", "stopped_and_killed",
     "stuck_in_c", "descriptors_closed", "initializer_that_raises", "argument_cannot_be_rebuilt", "exit_busy",
@@ -67,9 +68,9 @@ def everywhere(cases: Iterable[str], slow: Sequence[str] = ()) -> pytest.MarkDec
                 continue
             for face in ("pool", "executor"):
                 core = name in CORE and (face == "pool") == (method != "spawn")
-                seldom = name in slow or not (method == "zygote" or core)
-                marks = [pytest.mark.slow] if seldom else []
-                found.append(pytest.param(name, face, method, marks=marks, id=f"{name}-{face}-{method}"))
+                if method == "zygote" or core or EVERYTHING:
+                    marks = [pytest.mark.slow] if name in slow else []
+                    found.append(pytest.param(name, face, method, marks=marks, id=f"{name}-{face}-{method}"))
     return pytest.mark.parametrize(("case", "face", "method"), found)
 
 
