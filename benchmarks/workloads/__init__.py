@@ -31,6 +31,7 @@ NAMES = (
     "queue_large",
     "pipe",
     "lock",
+    "lock_death",
     "counter",
     "event",
     "semaphore",

@@ -12,7 +12,9 @@ runs already: wherever pickle goes. A forked child inherits the object as it is.
 If a process dies
     holding a lock       the next to acquire has it, and gets `OwnerDied` (unless the lock was made with
                          on_owner_death="acquire"). In a `with`, the lock is given back first. Those who
-                         wait notice within 50 ms.
+                         wait notice within 50 ms, and at once where a process that has the lock too started
+                         the dead one: its reaper tells them (with the start methods of the standard library,
+                         which have no reaper, its `join` or `is_alive`).
     holding permits      they come back, as far as the semaphore's initial value goes. Permits that
                          releases made on top of it are signals: who takes one has consumed it. A process
                          that exits in order (returns, sys.exit) keeps what it took, as with the standard

@@ -13,6 +13,7 @@ static inline uint64_t mc_self(void) { return (uint64_t)(ex.current < 0 ? 900 : 
 static inline uint32_t mc_thread(uint64_t self) { return (uint32_t)self; }
 static inline bool mc_owner_is_dead(uint64_t owner) {
     uint64_t pid = owner & 0x3fffff;
+    if (owner >> 29 & 1) return true; /* its parent has said so */
     return pid >= 1 && pid <= EXPLORE_PARTIES && ex_is_dead((int)pid - 1);
 }
 
@@ -84,6 +85,8 @@ static void lock_use(void) {
 }
 static void lock_begin_1(void) { lock_begin(); rounds = 1; }
 static void lock_begin_2(void) { lock_begin(); rounds = 2; }
+/* Where the parent of all has the lock too, it hears of each death at once. */
+static void lock_heard(int party) { mc_lock_bury(&lock, (uint32_t)party + 1); }
 static void lock_end(void) {
     all_are_done();
     uint64_t state = lock.state, dead;
@@ -137,6 +140,7 @@ static void sem_use(void) {
         EX_CHECK(mc_sem_release(the_sem, mc_self(), &hint) == 0);
     }
 }
+static void sem_heard(int party) { mc_sem_bury(the_sem, (uint32_t)party + 1); }
 static void sem_end(void) {
     all_are_done();
     mc_sem_repair(the_sem);
@@ -237,6 +241,10 @@ static void cond_notifier_dies_end(void) {
     all_are_done();
     EX_CHECK(mc_cond_sleepers(&cond) == 0 && woken >= notified); /* whoever was not signalled gave up */
 }
+static void cond_heard(int party) {
+    mc_lock_bury(&lock, (uint32_t)party + 1);
+    mc_cond_bury(&cond, 900, (uint32_t)party + 1);
+}
 static void cond_end(void) {
     all_are_done();
     EX_CHECK(any_death() || (items == 0 && woken == notified && mc_cond_sleepers(&cond) == 0));
@@ -292,6 +300,7 @@ static void barrier_use(void) {
 static void barrier_act(void) {
     for (int i = 0; i < rounds; i++) barrier_meet(true);
 }
+static void barrier_heard(int party) { mc_barrier_bury(the_barrier, (uint32_t)party + 1); }
 static void barrier_end(void) {
     all_are_done();
     int parties = (int)barriers.barrier.parties;
@@ -309,6 +318,7 @@ static void rw_begin(void) {
     writing = -1;
     timeouts = 0;
 }
+static void rw_heard(int party) { mc_rw_bury(&rw, (uint32_t)party + 1); }
 static void rw_read(void) {
     mc_spinner spinner = {.cores = 1};
     mc_waiting w;
@@ -348,9 +358,13 @@ int main(int argc, char **argv) {
         {"lock, three parties", 3, {lock_use, lock_use, lock_use}, {true, true, true}, lock_begin_1, NULL, lock_end, 4, 2},
         {"lock, two parties and one that only tries", 3, {lock_use, lock_use, lock_try_once}, {true, true, true},
          lock_begin_1, NULL, lock_end, 4, 1},
+        {"lock, three parties, deaths are heard of", 3, {lock_use, lock_use, lock_use}, {true, true, true}, lock_begin_1,
+         lock_heard, lock_end, 4, 2},
         {"semaphore of one, two parties, two rounds", 2, {sem_use, sem_use}, {true, true}, sem_begin_1, NULL, sem_end, 5, 1},
         {"semaphore of two, three parties", 3, {sem_use, sem_use, sem_use}, {true, true, true}, sem_begin_2, NULL,
          sem_end, 3, 1},
+        {"semaphore of two, three parties, deaths are heard of", 3, {sem_use, sem_use, sem_use}, {true, true, true},
+         sem_begin_2, sem_heard, sem_end, 3, 1},
         {"semaphore of none, one gives two, two take", 3, {sem_give_two, sem_take_one, sem_take_one},
          {false, true, true}, sem_begin_0, NULL, sem_signals_end, 4, 1},
         {"event, one sets, two wait", 3, {event_set, event_wait, event_wait}, {false, true, true}, event_begin, NULL,
@@ -361,17 +375,25 @@ int main(int argc, char **argv) {
          cond_begin, NULL, cond_end, 3, 0},
         {"condition, a consumer dies", 3, {cond_produce_two, cond_consume, cond_consume}, {false, true, true},
          cond_begin, NULL, cond_end, 2, 1},
+        {"condition, a consumer dies and it is heard of", 3, {cond_produce_two, cond_consume, cond_consume},
+         {false, true, true}, cond_begin, cond_heard, cond_end, 2, 1},
         {"condition, the notifier dies", 3, {cond_notify_all, cond_wait_for_a_while, cond_wait_for_a_while},
          {true, false, false}, cond_begin_patient, NULL, cond_notifier_dies_end, 3, 1},
         {"barrier of two, two rounds", 2, {barrier_use, barrier_use}, {true, true}, barrier_begin_2, NULL, barrier_end, 5, 1},
         {"barrier of three", 3, {barrier_use, barrier_use, barrier_use}, {true, true, true}, barrier_begin_3, NULL,
          barrier_end, 4, 1},
+        {"barrier of three, deaths are heard of", 3, {barrier_use, barrier_use, barrier_use}, {true, true, true},
+         barrier_begin_3, barrier_heard, barrier_end, 4, 1},
+        {"barrier of two with an action, deaths are heard of", 2, {barrier_act, barrier_act}, {true, true},
+         barrier_begin_2, barrier_heard, barrier_end, 4, 1},
         {"barrier of two with an action", 2, {barrier_act, barrier_act}, {true, true}, barrier_begin_2, NULL,
          barrier_end, 4, 1},
     };
     for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) explore(&scenarios[i], seconds);
     const ex_scenario readers_and_writers[] = {
         {"one writes, one reads", 2, {rw_write, rw_read}, {true, true}, rw_begin, NULL, all_are_done, 3, 1},
+        {"one writes, one reads, deaths are heard of", 2, {rw_write, rw_read}, {true, true}, rw_begin, rw_heard, all_are_done,
+         3, 1},
         {"two read, one writes", 3, {rw_write, rw_read, rw_read}, {true, true, true}, rw_begin, NULL, all_are_done, 1, 1},
         {"two write, one reads", 3, {rw_write, rw_write, rw_read}, {true, true, true}, rw_begin, NULL, all_are_done, 1, 1},
     };

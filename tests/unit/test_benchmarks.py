@@ -322,7 +322,7 @@ def in_standard_library(workload: Workload) -> str:
 def test_each_workload_runs_for_the_standard_library(name: str) -> None:
     workload = load(name)
     found = Executor({name: 30.0}, workers=2, quick=True)(Job(name, in_standard_library(workload), 0))
-    if name == "closures":
+    if name in {"closures", "lock_death"}:
         assert found.status == "no", found.detail
         return
     assert found.status == "ok", found.detail

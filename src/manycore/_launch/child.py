@@ -7,6 +7,7 @@ import fcntl
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -209,6 +210,16 @@ class Child:
         self._ended.set()
         callback, self._on_exit = self._on_exit, None
         return callback
+
+
+def bury(pid: int) -> None:
+    """Say that a child is dead to the locks of this process, so that those who wait for what it holds go on at once.
+
+    A process that has not loaded them has none.
+    """
+    locks = sys.modules.get("manycore._native.sync")
+    if locks is not None:
+        locks.bury(pid)
 
 
 def is_ready(pidfd: int) -> bool:

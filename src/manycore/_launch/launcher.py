@@ -38,7 +38,7 @@ from typing import Any
 
 from manycore._launch import wire
 from manycore._launch.certificate import Certificate
-from manycore._launch.child import Child, exit_code_from_kernel
+from manycore._launch.child import Child, bury, exit_code_from_kernel
 from manycore._launch.handle import Request, Zygote, high, is_stopped, memfd, standard
 from manycore._launch.oom import OomWatch
 from manycore._memory import keeper
@@ -306,6 +306,7 @@ class Launcher:
             elif fd in self._by_pidfd:
                 child = self._by_pidfd.pop(fd)
                 self._epoll.unregister(fd)
+                bury(child._pid)
                 self._overdue[child.launch_id] = (now + _REPORT_GRACE_S, child)
         if zygote is not None:
             at_end = self._receive(zygote, calls)
@@ -396,6 +397,7 @@ class Launcher:
         self._overdue.pop(child.launch_id, None)
         if self._by_pidfd.pop(child._pidfd, None) is not None:
             self._epoll.unregister(child._pidfd)
+            bury(child._pid)
         callback = child._set_ended(status, error)
         if callback is not None:
             calls.append((callback, child))

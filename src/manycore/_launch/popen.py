@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from manycore._launch import launcher, main_module, tree
 from manycore._launch.certificate import Certificate
-from manycore._launch.child import exit_code_from_kernel, is_ready
+from manycore._launch.child import bury, exit_code_from_kernel, is_ready
 from manycore._memory import codec
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ class _Watched:
     def _end(self, code: int | None, user: float = 0.0, system: float = 0.0, peak: int = 0) -> None:
         wall = time.monotonic() - self._born
         self._certificate = Certificate(self.pid, "", code, user, system, peak, wall)
+        bury(self.pid)
         self.returncode = UNKNOWN_EXIT_CODE if code is None else code
 
     def wait(self, timeout: float | None = None) -> int | None:

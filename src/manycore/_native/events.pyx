@@ -69,6 +69,7 @@ cdef extern from "condition.h" nogil:
     uint32_t mc_cond_notify(mc_cond *c, uint32_t count, mc_cond_wakes *later)
     void mc_cond_wake(mc_cond *c, mc_cond_wakes *later)
     mc_outcome mc_cond_wait(mc_cond *c, uint64_t self, mc_cond_waiter *waiter, mc_spinner *spinner)
+    void mc_cond_bury(mc_cond *c, uint64_t self, uint32_t pid)
     void mc_cond_abandon(mc_cond *c, mc_cond_waiter *waiter)
     uint32_t mc_cond_sleepers(mc_cond *c)
 
@@ -89,6 +90,7 @@ cdef extern from "barrier.h" nogil:
     size_t mc_barrier_size(uint32_t parties)
     void mc_barrier_init(mc_barrier *b, uint32_t parties, bint watch)
     bint mc_barrier_valid(const mc_barrier *b, size_t size)
+    void mc_barrier_bury(mc_barrier *b, uint32_t pid)
     void mc_barrier_abort(mc_barrier *b)
     void mc_barrier_reset(mc_barrier *b)
     void mc_barrier_enroll(mc_barrier *b, uint64_t self)
@@ -329,6 +331,10 @@ cdef class Condition(Notifier):
         mc_cond_wake(self.cond, &self.later)
         return 0
 
+    cdef int bury(self, uint32_t pid) except -1:
+        mc_cond_bury(self.cond, mc_self(), pid)
+        return 0
+
     def _sleepers(self):
         return mc_cond_sleepers(self.cond)
 
@@ -437,6 +443,10 @@ cdef class Barrier(Shared):
     def broken(self):
         """Whether the barrier is broken."""
         return mc_barrier_is_broken(self.barrier)
+
+    cdef int bury(self, uint32_t pid) except -1:
+        mc_barrier_bury(self.barrier, pid)
+        return 0
 
     def _forget(self):
         """This process exits in order: its absence breaks nothing."""

@@ -66,6 +66,7 @@ cdef extern from "rwlock.h" nogil:
     void mc_rw_drop_dead_readers(mc_rwlock *l)
     bint mc_rw_release_write(mc_rwlock *l)
     uint32_t mc_rw_readers(mc_rwlock *l)
+    void mc_rw_bury(mc_rwlock *l, uint32_t pid)
 
 cdef extern from *:
     """
@@ -333,6 +334,10 @@ cdef class ReadWriteLock(Shared):
         """
         if self.lock is NULL or not mc_rw_release_write(self.lock):
             raise ValueError("nobody holds the lock for writing")
+
+    cdef int bury(self, uint32_t pid) except -1:
+        mc_rw_bury(self.lock, pid)
+        return 0
 
     def _readers(self):
         mc_rw_drop_dead_readers(self.lock)

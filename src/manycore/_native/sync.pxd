@@ -1,4 +1,5 @@
 # What the other extensions of this folder use of locks, without a Python call.
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef extern from "Python.h":
@@ -46,10 +47,18 @@ cdef extern from "lock.h" nogil:
     bint mc_lock_release(mc_lock *l)
     bint mc_lock_take_over(mc_lock *l, uint64_t self, uint64_t *dead)
     bint mc_lock_short_spin(mc_lock *l, uint64_t self)
+    bint mc_lock_bury(mc_lock *l, uint32_t pid)
+    bint mc_lock_is_buried(mc_lock *l)
     mc_outcome mc_lock_wait(mc_lock *l, uint64_t self, mc_waiting *w, mc_spinner *spinner)
     void mc_lock_left(mc_lock *l, mc_waiting *w)
     bint mc_lock_is_mine(mc_lock *l, uint64_t self)
     bint mc_rlock_release(mc_lock *l, uint64_t self)
+
+
+cdef struct mc_link:  # in the list of all objects that this process has
+    mc_link *before
+    mc_link *behind
+    PyObject *object
 
 
 cdef int64_t deadline_of(object timeout) except -1
@@ -61,6 +70,8 @@ cdef class Shared:
     cdef readonly object cell
     cdef size_t size
     cdef mc_spinner spinner
+    cdef mc_link link
+    cdef int bury(self, uint32_t pid) except -1
     cdef void *attach(self, object cell, size_t least) except NULL
 
 

@@ -4,6 +4,8 @@ from typing import Any, Literal, Protocol
 LOCK_BYTES: int
 SEM_VALUE_MAX: int
 
+def bury(pid: int) -> None: ...
+
 class HasBuffer(Protocol):
     @property
     def buffer(self) -> memoryview: ...

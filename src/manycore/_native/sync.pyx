@@ -18,6 +18,9 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EOVERFLOW, ERANGE
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *object)
+
 cdef extern from "semaphore.h" nogil:
     ctypedef struct mc_sem:
         uint32_t initial
@@ -31,6 +34,7 @@ cdef extern from "semaphore.h" nogil:
     uint32_t mc_sem_value(mc_sem *s)
     int mc_sem_release(mc_sem *s, uint64_t self, uint32_t *hint)
     uint32_t mc_sem_repair(mc_sem *s)
+    void mc_sem_bury(mc_sem *s, uint32_t pid)
     void mc_sem_forget(mc_sem *s, uint64_t self)
     mc_outcome mc_sem_wait(mc_sem *s, uint64_t self, mc_waiting *w, mc_spinner *spinner, uint32_t *hint)
     void mc_sem_left(mc_sem *s, mc_waiting *w, bint gave_up)
@@ -65,6 +69,25 @@ cdef object owner_died(uint64_t dead, str what):
     )
 
 
+# All objects that this process has, the newest first. They are not counted as references.
+cdef mc_link newest
+newest.behind = NULL
+
+
+def bury(uint32_t pid):
+    """Say of a process that it is dead, in all that it holds and this process has: those who wait go on at once.
+
+    Called by whoever learns of a child's death. What nobody is told they find out by looking.
+    """
+    cdef mc_link *at = newest.behind
+    cdef Shared shared
+    while at is not NULL:
+        if Py_REFCNT(at.object) > 0:  # else it is going, and a callback of a weak reference let us in
+            shared = <Shared>at.object
+            shared.bury(pid)
+        at = at.behind
+
+
 @cython.no_gc_clear
 cdef class Shared:
     """What all have in common: a cell, kept mapped and alive."""
@@ -81,7 +104,22 @@ cdef class Shared:
             raise ValueError(f"{least} bytes on a cache line are wanted for a {type(self).__name__}")
         self.cell = cell
         self.size = view.len
+        self.link = mc_link(&newest, newest.behind, <PyObject *>self)
+        if newest.behind is not NULL:
+            newest.behind.before = &self.link
+        newest.behind = &self.link
         return view.buf
+
+    def __dealloc__(self):
+        if self.link.object is NULL:
+            return
+        self.link.before.behind = self.link.behind
+        if self.link.behind is not NULL:
+            self.link.behind.before = self.link.before
+
+    cdef int bury(self, uint32_t pid) except -1:
+        """Do now what others would do once they notice that the process is dead."""
+        return 0
 
 
 cdef object not_made(object self):
@@ -171,6 +209,10 @@ cdef class Lock(Shared):
             raise
         return 0
 
+    cdef int bury(self, uint32_t pid) except -1:
+        mc_lock_bury(self.lock, pid)
+        return 0
+
     cdef bint is_mine(self):
         return mc_lock_is_mine(self.lock, mc_self())
 
@@ -186,7 +228,7 @@ cdef class Lock(Shared):
                 return 1
             # Whoever asks again and again without waiting finds out about a death too, some milliseconds later.
             now = mc_now_ns()
-            if now - self.looked_ns < MC_TRY_CHECK_NS:
+            if now - self.looked_ns < MC_TRY_CHECK_NS and not mc_lock_is_buried(self.lock):
                 return 0
             self.looked_ns = now
             if not mc_lock_take_over(self.lock, me, &waiting.dead):
@@ -474,6 +516,10 @@ cdef class Semaphore(Shared):
     def locked(self):
         """Whether no permit is free, this moment."""
         return self.get_value() == 0
+
+    cdef int bury(self, uint32_t pid) except -1:
+        mc_sem_bury(self.sem, pid)
+        return 0
 
     def _forget(self):
         """What this process holds is not to come back when it ends."""

@@ -265,6 +265,15 @@ static inline void mc_barrier_fail(mc_barrier *b, mc_barrier_waiter *w) {
     atomic_store(&b->actor, 0);
 }
 
+/* Has the actor of this generation died while it ran the action? Then its place is free. */
+static inline bool mc_barrier_actor_died(mc_barrier *b, uint32_t generation) {
+    uint64_t actor = atomic_load(&b->actor);
+    if (actor == 0 || atomic_load(&b->actor_started) != generation + 1 || !mc_owner_is_dead(actor)) return false;
+    mc_barrier_break(b, generation);
+    atomic_compare_exchange_strong(&b->actor, &actor, 0);
+    return true;
+}
+
 typedef struct {
     mc_barrier *barrier;
     uint32_t generation;
@@ -290,12 +299,9 @@ static inline mc_outcome mc_barrier_wait(mc_barrier *b, mc_barrier_waiter *waite
         }
         int64_t now = mc_waiting_clock(w);
         if (mc_waiting_is_due(w, now)) {
-            uint64_t actor = atomic_load(&b->actor);
-            bool acting_died = actor != 0 && atomic_load(&b->actor_started) == waiter->generation + 1 &&
-                               mc_owner_is_dead(actor);
-            if (acting_died || now >= w->deadline_ns || mc_barrier_is_hopeless(b, waiter->generation)) {
+            if (mc_barrier_actor_died(b, waiter->generation) || now >= w->deadline_ns ||
+                mc_barrier_is_hopeless(b, waiter->generation)) {
                 mc_barrier_break(b, waiter->generation);
-                if (acting_died) atomic_compare_exchange_strong(&b->actor, &actor, 0);
                 continue;
             }
             return MC_AGAIN;
@@ -309,6 +315,18 @@ static inline mc_outcome mc_barrier_wait(mc_barrier *b, mc_barrier_waiter *waite
         MC_FAULT("barrier:woken");
         if (error == EINTR) return MC_AGAIN;
     }
+}
+
+/* Of a process that has seen `pid` die: what those who wait would find out by looking. */
+static inline void mc_barrier_bury(mc_barrier *b, uint32_t pid) {
+    uint64_t word = atomic_load(&b->word), actor = atomic_load(&b->actor);
+    uint32_t generation = mc_barrier_generation(word);
+    if ((word & MC_BARRIER_BROKEN) || (mc_barrier_arrived(word) == 0 && actor == 0)) return;
+    bool found = mc_owner_pid(actor) == pid;
+    for (uint32_t i = 0; b->watch && i < b->parties && !found; i++)
+        found = mc_owner_pid(atomic_load(&b->party[i].who)) == pid;
+    if (found && (mc_barrier_actor_died(b, generation) || mc_barrier_is_hopeless(b, generation)))
+        mc_barrier_break(b, generation);
 }
 
 /* Leaves a wait that an exception ends: this one has not arrived after all, if that still matters. */

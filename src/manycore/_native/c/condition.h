@@ -80,7 +80,7 @@ typedef struct {
 _Static_assert(MC_COND_SLOTS <= 128, "a bit each");
 
 static inline bool mc_cond_is_waiting(uint64_t word) { return (word & MC_COND_WAITING) != 0; }
-static inline bool mc_cond_is_signalled(uint64_t word) { return (word & MC_OWNER_FLAGS) == MC_COND_SIGNALLED; }
+static inline bool mc_cond_is_signalled(uint64_t word) { return (word & MC_COND_ASLEEP) == MC_COND_SIGNALLED; }
 
 typedef struct {
     mc_waiting waiting;
@@ -186,6 +186,15 @@ static inline void mc_cond_pass_on(mc_cond *c, uint64_t self) {
         MC_FAULT("condition:passed on");
         atomic_store(&slot->word, 0);
     }
+}
+
+/* Of a process that has seen `pid` die. */
+static inline void mc_cond_bury(mc_cond *c, uint64_t self, uint32_t pid) {
+    for (uint32_t i = 0; i < atomic_load_explicit(&c->used, memory_order_relaxed); i++)
+        if (mc_owner_pid(atomic_load_explicit(&c->slot[i].word, memory_order_relaxed)) == pid) {
+            mc_cond_pass_on(c, self);
+            return;
+        }
 }
 
 static inline bool mc_cond_has_signal(void *context) {

@@ -14,7 +14,8 @@
  * next release then leaves the lock to those who sleep, so nobody starves.
  *
  * If a process dies
- *   holding            a waiter finds the owner dead and swaps the word to itself: MC_TAKEN_OVER
+ *   holding            a waiter finds the owner dead and swaps the word to itself: MC_TAKEN_OVER. Where the
+ *                      parent of the dead has the lock too, it marks the word and wakes one: mc_lock_bury
  *   releasing, between the swap and the wake-up       the sleepers look at the word by themselves,
  *   woken, before it took the lock                    every MC_CHECK_MOST_NS at the latest
  *   woken, with TURN set                              likewise: any who has slept may take it
@@ -126,6 +127,25 @@ static inline bool mc_lock_take_over(mc_lock *l, uint64_t self, uint64_t *dead) 
     return true;
 }
 
+static inline bool mc_lock_is_buried(mc_lock *l) {
+    return (atomic_load_explicit(&l->state, memory_order_relaxed) & MC_OWNER_DEAD) != 0;
+}
+
+/* Of a process that has seen `pid` die: if that holds the lock, says so in the word, which is what sleepers
+ * sleep on, and wakes the one that is to take it over. */
+static inline bool mc_lock_bury(mc_lock *l, uint32_t pid) {
+    uint64_t seen = atomic_load_explicit(&l->state, memory_order_relaxed);
+    if (mc_owner_pid(seen) != pid || (seen & MC_OWNER_DEAD) || !mc_owner_is_dead(seen)) return false;
+    uint64_t owner = seen & ~MC_OWNER_FLAGS;
+    do {
+        if ((seen & ~MC_OWNER_FLAGS) != owner) return false; /* a waiter was faster */
+    } while (!atomic_compare_exchange_weak_explicit(&l->state, &seen, seen | MC_OWNER_DEAD, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    MC_FAULT("lock:buried");
+    if (seen & MC_LOCK_WAITERS) mc_wake(mc_owner_futex(&l->state), 1);
+    return true;
+}
+
 typedef struct {
     mc_lock *lock;
     bool slept;
@@ -134,7 +154,7 @@ typedef struct {
 static inline bool mc_lock_looks_free(void *context) {
     mc_lock_ready_context *c = context;
     uint64_t seen = atomic_load_explicit(&c->lock->state, memory_order_relaxed);
-    return mc_owner_pid(seen) == 0 && (c->slept || !(seen & MC_LOCK_TURN));
+    return (seen & MC_OWNER_DEAD) || (mc_owner_pid(seen) == 0 && (c->slept || !(seen & MC_LOCK_TURN)));
 }
 
 /* A few looks, before it is worth giving up the interpreter, further and further apart. */
@@ -160,6 +180,7 @@ static inline mc_outcome mc_lock_wait(mc_lock *l, uint64_t self, mc_waiting *w, 
             mc_lock_note(l, self);
             return MC_TAKEN;
         }
+        if ((seen & MC_OWNER_DEAD) && mc_lock_take_over(l, self, &w->dead)) return MC_TAKEN_OVER;
         if (!w->spun) {
             w->spun = true;
             mc_lock_ready_context context = {l, w->slept};

@@ -1,7 +1,8 @@
 /* Who holds a thing: an identity of a process that fits one atomic word, and whether it is dead.
  *
  *   bits 0-21   pid (the kernel's bound on pids is 2^22)
- *   bits 22-29  hash of the pid namespace: pids of another namespace mean nothing here
+ *   bits 22-28  hash of the pid namespace: pids of another namespace mean nothing here
+ *   bit 29      its parent has seen it die: nobody else has to look
  *   bits 30-31  flags, for the structure that uses the word
  *   bits 32-63  when the process started, in clock ticks since boot, modulo 2^32
  *
@@ -33,8 +34,9 @@
 #define MC_OWNER_PID 0x3fffffull
 #define MC_OWNER_FLAG_A (1ull << 30)
 #define MC_OWNER_FLAG_B (1ull << 31)
-#define MC_OWNER_FLAGS (MC_OWNER_FLAG_A | MC_OWNER_FLAG_B)
-#define MC_OWNER_SPACE 0x3fc00000ull
+#define MC_OWNER_DEAD (1ull << 29)
+#define MC_OWNER_FLAGS (MC_OWNER_DEAD | MC_OWNER_FLAG_A | MC_OWNER_FLAG_B)
+#define MC_OWNER_SPACE 0x1fc00000ull
 #define MC_OWNER_START_SHIFT 32
 
 typedef _Atomic uint64_t mc_owner_word;
@@ -89,7 +91,7 @@ static inline uint64_t mc_make_self(void) {
     uint64_t space = 0;
     ssize_t length = readlink("/proc/self/ns/pid", link, sizeof link);
     for (ssize_t i = 0; i < length; i++) space = space * 31 + (unsigned char)link[i];
-    space = (space ^ (space >> 8) ^ (space >> 16)) & 0xff;
+    space = (space ^ (space >> 7) ^ (space >> 14)) & 0x7f;
     mc_process_stat stat = {0};
     if (mc_read_stat("/proc/self/stat", &stat) != 0 || stat.pid != pid)
         stat.started = 0; /* no /proc, or one of another namespace: the pid has to do */
@@ -140,10 +142,11 @@ static inline uint32_t mc_thread(uint64_t self) {
 
 /* ---- others ---- */
 
-/* True when the process of this word has ended for certain. Flags in the word are ignored. */
+/* True when the process of this word has ended for certain. Other flags in the word are ignored. */
 static inline bool mc_owner_is_dead(uint64_t owner) {
     uint64_t self = mc_self();
     uint32_t pid = mc_owner_pid(owner);
+    if (owner & MC_OWNER_DEAD) return true;
     if (pid == 0 || ((owner ^ self) & MC_OWNER_SPACE) != 0) return false;
     if (((owner ^ self) & ~MC_OWNER_FLAGS) == 0) return false;
     if (kill((pid_t)pid, 0) != 0 && errno == ESRCH) return true;

@@ -103,7 +103,20 @@ static inline bool mc_rw_sleep(mc_rwlock *l, mc_waiting *w, uint32_t seen) {
     return error == EINTR;
 }
 
-static inline bool mc_rw_may_read(void *context) { return !mc_rw_has_writer(context); }
+/* Of a process that has seen `pid` die. */
+static inline void mc_rw_bury(mc_rwlock *l, uint32_t pid) {
+    bool found = mc_lock_bury(&l->writer, pid);
+    for (int i = 0; i < MC_RW_READERS && !found; i++)
+        found = mc_owner_pid(atomic_load_explicit(&l->reader[i], memory_order_relaxed)) == pid;
+    if (!found) return;
+    mc_rw_drop_dead_readers(l);
+    mc_gate_open(&l->gate, INT32_MAX);
+}
+
+static inline bool mc_rw_may_read(void *context) {
+    mc_rwlock *l = context;
+    return !mc_rw_has_writer(l) || mc_lock_is_buried(&l->writer);
+}
 
 static inline mc_outcome mc_rw_wait_read(mc_rwlock *l, uint64_t self, mc_waiting *w, mc_spinner *spinner) {
     for (;;) {
@@ -113,12 +126,13 @@ static inline mc_outcome mc_rw_wait_read(mc_rwlock *l, uint64_t self, mc_waiting
             if (mc_spin(spinner, mc_rw_may_read, l)) continue;
         }
         int64_t now = mc_waiting_clock(w);
-        if (mc_waiting_is_due(w, now)) {
-            if (mc_lock_take_over(&l->writer, self, &w->dead)) {
-                mc_lock_release(&l->writer);
-                mc_gate_open(&l->gate, INT32_MAX);
-                continue;
-            }
+        bool due = mc_waiting_is_due(w, now);
+        if ((due || mc_lock_is_buried(&l->writer)) && mc_lock_take_over(&l->writer, self, &w->dead)) {
+            mc_lock_release(&l->writer);
+            mc_gate_open(&l->gate, INT32_MAX);
+            continue;
+        }
+        if (due) {
             if (!mc_rw_has_writer(l)) mc_rw_drop_dead_readers(l); /* all slots may be taken, by the dead too */
             if (now >= w->deadline_ns) return mc_rw_try_read(l, self) ? MC_TAKEN : MC_TIMED_OUT;
             if (w->shown < 0) w->shown = mc_waiters_enter(&l->writer.waiters, self);
@@ -126,6 +140,7 @@ static inline mc_outcome mc_rw_wait_read(mc_rwlock *l, uint64_t self, mc_waiting
         }
         uint32_t seen = mc_gate_close(&l->gate);
         if (mc_rw_try_read(l, self)) return w->dead != 0 ? MC_TAKEN_OVER : MC_TAKEN;
+        if (mc_lock_is_buried(&l->writer)) continue;
         if (mc_rw_sleep(l, w, seen)) return MC_AGAIN;
     }
 }

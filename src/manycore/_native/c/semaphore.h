@@ -154,6 +154,15 @@ static inline uint32_t mc_sem_repair(mc_sem *s) {
     return freed;
 }
 
+/* Of a process that has seen `pid` die. */
+static inline void mc_sem_bury(mc_sem *s, uint32_t pid) {
+    for (uint32_t i = 0; i < s->tokens; i++)
+        if (mc_owner_pid(atomic_load_explicit(&s->token[i], memory_order_relaxed)) == pid) {
+            mc_sem_repair(s);
+            return;
+        }
+}
+
 /* Of a process that exits in order: what it took stays taken, as with the standard semaphore. */
 static inline void mc_sem_forget(mc_sem *s, uint64_t self) {
     for (uint32_t i = 0; i < s->tokens; i++) {
