@@ -7,16 +7,33 @@ that was written for `multiprocessing` or `concurrent.futures` keeps its `except
     Broken     it happened       WorkerDied, PoolBroken, LaunchError, ManagerDied
     OwnerDied  neither           the lock is held, and what it guards may be half changed
 
+Those whose base is in `multiprocessing` or `concurrent.futures.process` are made in `_standard_errors`, when one is
+first asked for: these two imports cost more than all others of a pool, which is to start in little time.
+
 Every class survives pickling: a test sends one of each through a pickle and back.
 """
 
 from __future__ import annotations
 
-import builtins
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import AuthenticationError, BufferTooShort, ProcessError, TimeoutError
+from importlib import import_module as _import_module
 from pickle import PicklingError, UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from manycore._standard_errors import (
+        AuthenticationError,
+        BufferTooShort,
+        LaunchError,
+        ManagerDied,
+        OwnerDied,
+        PoolBroken,
+        ProcessError,
+        RestartLimitExceeded,
+        TasksLost,
+        TaskTimeout,
+        TimeoutError,
+        WorkerDied,
+    )
 
 __all__ = [
     "AuthenticationError",
@@ -43,6 +60,14 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    late = _import_module("manycore._standard_errors")
+    globals().update({each: getattr(late, each) for each in late.__all__})
+    return globals()[name]
+
+
 class ManycoreError(Exception):
     """The base of what only manycore raises."""
 
@@ -57,33 +82,6 @@ class PoolClosed(ManycoreError, RuntimeError, ValueError):
     A `ValueError` because `multiprocessing.Pool` raises that, a `RuntimeError` because
     `ProcessPoolExecutor.submit` raises that.
     """
-
-
-class PoolBroken(ManycoreError, BrokenProcessPool):
-    """The pool has given up as a whole: its workers cannot be started or die faster than its restart budget allows."""
-
-
-class LaunchError(ManycoreError, ProcessError, OSError):
-    """A process could not be started."""
-
-
-class WorkerDied(ManycoreError, BrokenProcessPool):
-    """The process that ran this task died. Only this task failed; the pool has replaced the worker.
-
-    Attributes:
-        certificate: How the process ended (`manycore.Certificate`), or None where nothing is known.
-    """
-
-    def __init__(self, message: str = "", certificate: Any = None) -> None:
-        super().__init__(message, certificate)
-        self.certificate = certificate
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class TaskTimeout(ManycoreError, TimeoutError, builtins.TimeoutError):
-    """The task ran longer than its `timeout`; its worker was killed and replaced."""
 
 
 class ResultLost(ManycoreError, RuntimeError):
@@ -114,49 +112,9 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.text}"""'
 
 
-class RestartLimitExceeded(ManycoreError, ProcessError):
-    """A supervised process ended more often than its supervisor's budget bears; it was not started again."""
-
-
-class OwnerDied(ManycoreError, ProcessError):
-    """The process that held this lock died holding it.
-
-    The lock *is* held by the caller now; what it guards may be half changed.
-
-    Attributes:
-        owner_pid: The pid of the dead owner.
-    """
-
-    def __init__(self, message: str = "", owner_pid: int = 0) -> None:
-        super().__init__(message, owner_pid)
-        self.owner_pid = owner_pid
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class TasksLost(ManycoreError, ProcessError):
-    """Processes died that had taken items of a `JoinableQueue` and had not called `task_done` for them.
-
-    Attributes:
-        count: How many items.
-    """
-
-    def __init__(self, message: str = "", count: int = 0) -> None:
-        super().__init__(message, count)
-        self.count = count
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
 class DeadlockError(ManycoreError, RuntimeError):
     """The parties of a wait wait for each other, so that none can ever go on."""
 
 
 class ChannelClosed(ManycoreError, EOFError, ValueError):
     """The channel was closed, and what was sent before has been received."""
-
-
-class ManagerDied(ManycoreError, ProcessError, EOFError, ConnectionError):
-    """The manager's process is gone, and with it the objects that it held."""

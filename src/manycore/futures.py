@@ -22,19 +22,22 @@ from concurrent.futures import (
     as_completed,
     wait,
 )
-from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from manycore import _launch
-from manycore._engine.future import Future
-from manycore._engine.local import Engine, Settings, Stats
-from manycore._engine.mapping import MapOptions, MapRun
+from manycore._engine import bring
 from manycore._engine.settings import start_method_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures.process import BrokenProcessPool
     from types import TracebackType
+
+    from manycore._engine.future import Future
+    from manycore._engine.local import Engine, Settings, Stats
+    from manycore._engine.mapping import MapOptions, MapRun
 
 __all__ = [
     "ALL_COMPLETED",
@@ -52,6 +55,28 @@ __all__ = [
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+# What this module has of the engine: each name once it is asked for, all once there is an executor (`bring`).
+_ENGINE: dict[str, str] = {
+    "Engine": "local",
+    "Future": "future",
+    "MapOptions": "mapping",
+    "MapRun": "mapping",
+    "Settings": "local",
+    "Stats": "local",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "BrokenProcessPool":  # 15 ms of imports that most executors never need
+        value = getattr(import_module("concurrent.futures.process"), name)
+    elif name in _ENGINE:
+        value = getattr(import_module(f"manycore._engine.{_ENGINE[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 class ProcessPoolExecutor(concurrent.futures.Executor):
@@ -96,6 +121,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
+        method = start_method_of(mp_context)
+        bring(_ENGINE, globals(), start_zygote=method == "zygote")
         self._max_workers = max_workers
         self._mp_context = mp_context
         self._engine = Engine(
@@ -106,11 +133,11 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 max_tasks=max_tasks_per_child or 0,
                 name=name or "",
                 finalizer=finalizer,
-                start_method=start_method_of(mp_context),
+                start_method=method,
             )
         )
-        if self._engine.settings.start_method == "zygote":
-            _launch.ensure_started()
+        if method == "zygote":
+            _launch.ensure_started()  # the first call will want it
         _at_exit.add(self._engine)
 
     def __repr__(self) -> str:

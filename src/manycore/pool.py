@@ -20,9 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from manycore import _launch
-from manycore._engine.local import Engine, Settings, Stats
-from manycore._engine.mapping import BackgroundRun, Failure, MapOptions, MapRun, Outcome
-from manycore._engine.results import AsyncResult, Callbacks, IMapIterator, MapResult, OnError, gather, outcomes
+from manycore._engine import bring
 from manycore._engine.settings import start_method_of
 from manycore.errors import PoolClosed, RemoteTraceback
 
@@ -31,6 +29,10 @@ if TYPE_CHECKING:
     from multiprocessing.pool import ThreadPool
     from types import TracebackType
     from typing import Self
+
+    from manycore._engine.local import Engine, Settings, Stats
+    from manycore._engine.mapping import BackgroundRun, Failure, MapOptions, MapRun, Outcome
+    from manycore._engine.results import AsyncResult, Callbacks, IMapIterator, MapResult, OnError, gather, outcomes
 
 __all__ = [
     "AsyncResult",
@@ -47,16 +49,38 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-ApplyResult = AsyncResult
 _ON_ERROR = ("raise", "collect", "skip")
+
+# What this module has of the engine: each name once it is asked for, all once there is a pool (`bring`).
+_ENGINE: dict[str, str] = {
+    "AsyncResult": "results",
+    "BackgroundRun": "mapping",
+    "Callbacks": "results",
+    "Engine": "local",
+    "Failure": "mapping",
+    "IMapIterator": "results",
+    "MapOptions": "mapping",
+    "MapResult": "results",
+    "MapRun": "mapping",
+    "Outcome": "mapping",
+    "Settings": "local",
+    "Stats": "local",
+    "gather": "results",
+    "outcomes": "results",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name == "ThreadPool":  # 20 ms of imports that a pool of processes does not need
         value = getattr(import_module("multiprocessing.pool"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    elif name == "ApplyResult":
+        value = __getattr__("AsyncResult")
+    elif name in _ENGINE:
+        value = getattr(import_module(f"manycore._engine.{_ENGINE[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 class Pool:
@@ -94,6 +118,8 @@ class Pool:
         preload: Iterable[str] = (),
         finalizer: Callable[[Any], object] | None = None,
     ) -> None:
+        method = start_method_of(context)
+        bring(_ENGINE, globals(), start_zygote=method == "zygote")
         if processes is None:
             processes = _launch.cpu_count()
         if processes < 1:
@@ -107,7 +133,7 @@ class Pool:
                 initargs=tuple(initargs),
                 max_tasks=maxtasksperchild or 0,
                 name=name or "",
-                start_method=start_method_of(context),
+                start_method=method,
                 preload=tuple(preload),
                 finalizer=finalizer,
             )
@@ -451,6 +477,7 @@ def map(
         Exception: What the function raised, with the worker's traceback as its cause.
         WorkerDied: A worker died; only with on_error="raise".
     """
+    bring(_ENGINE, globals(), start_zygote=start_method_of(None) == "zygote")
     items: Any = iterables[0] if len(iterables) == 1 else list(zip(*iterables, strict=False))
     if not hasattr(items, "__len__"):
         items = list(items)
@@ -531,6 +558,7 @@ def imap(
     star = len(iterables) != 1
     items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
     total = len(items) if isinstance(items, Sized) else None
+    bring(_ENGINE, globals(), start_zygote=start_method_of(None) == "zygote")
     options = MapOptions(star=star, ordered=ordered, lazy=True, window=buffersize, timeout=timeout, retries=retries)
     pool = partial(Pool, workers, initializer, tuple(initargs), finalizer=finalizer)
     return _stream(pool, function, items, options, on_error, progress, total)

@@ -43,3 +43,34 @@ def test_a_worker_imports_little() -> None:
     imported = printed(PROGRAM, json.dumps(bare))
     assert HEAVY & set(imported) == set()
     assert len(imported) <= 70, imported
+
+
+LATE = {"asyncio", "concurrent.futures.process", "multiprocessing", "numpy", "psutil", "rich", "subprocess", "tempfile"}
+
+
+def test_a_first_result_needs_few_imports() -> None:
+    program = """
+import json, sys
+import manycore
+import manycore._engine.local
+
+manycore._engine.local.SETTLED_NS = 1 << 60  # what is imported once a pool has settled is not counted
+with manycore.Pool(1) as pool:
+    pool.apply(len, [()])
+    print(json.dumps(sorted(sys.modules)))
+"""
+    assert LATE & set(printed(program)) == set()
+
+
+def test_errors_are_whole_all_the_same() -> None:
+    program = """
+import json, pickle, sys
+from manycore import errors
+
+assert "concurrent.futures" not in sys.modules and "multiprocessing" not in sys.modules
+assert isinstance(pickle.loads(pickle.dumps(errors.WorkerDied("it died"))), errors.ManycoreError)
+from concurrent.futures.process import BrokenProcessPool
+assert issubclass(errors.WorkerDied, BrokenProcessPool)
+print(json.dumps([vars(errors)[name].__module__ for name in errors.__all__ if name.endswith("Died")]))
+"""
+    assert set(printed(program)) == {"manycore.errors"}

@@ -18,13 +18,14 @@ If a process dies: the receiver: the sender's arena reclaims what the dead had t
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
 
 from manycore._memory import codec
 from manycore._memory.segment import Claim
 
+TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Final
 
     from manycore._engine.spool import Range
     from manycore._memory.arena import Arena, ArenaView, Block, Ref

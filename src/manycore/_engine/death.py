@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from manycore.errors import TaskTimeout, WorkerDied
+from manycore import errors
 
 if TYPE_CHECKING:
     from manycore._engine.dispatch import Task
@@ -61,6 +61,6 @@ def death_error(who: str, what: str, certificate: Certificate | None, *, timeout
     """The error of an item whose worker died, or was killed because the item ran longer than `timeout` seconds."""
     who = f"{who} (pid {'?' if certificate is None else certificate.pid})"
     if timeout is not None:
-        return TaskTimeout(f"{what} ran longer than its timeout of {timeout:g} s; {who} was killed and replaced")
+        return errors.TaskTimeout(f"{what} ran longer than its timeout of {timeout:g} s; {who} was killed and replaced")
     how = "died" if certificate is None else certificate.describe()
-    return WorkerDied(f"{who} died: {how} while running {what}; its certificate is in .certificate", certificate)
+    return errors.WorkerDied(f"{who} died: {how} while running {what}; its certificate is in .certificate", certificate)

@@ -7,9 +7,8 @@ asks for the result; if that goes wrong, only that result is concerned.
 
 from __future__ import annotations
 
-import traceback
-from pickle import dumps as _dumps_plain
-from pickle import loads as _loads_plain
+from _pickle import dumps as _dumps_plain
+from _pickle import loads as _loads_plain
 
 from manycore._memory import codec
 
@@ -28,6 +27,8 @@ def dump_failure(error: BaseException, skip: int = 1) -> bytes:
         if frames is not None:
             frames = frames.tb_next
     try:
+        import traceback  # half of what a worker would import, most of which never fail
+
         text = "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as broken:
         text = f"{type(error).__name__} (its traceback could not be formatted: {type(broken).__name__})\n"

@@ -8,7 +8,10 @@ record   = status, (task, item), and a pickle; see `ring.ResultRing`
 from __future__ import annotations
 
 from struct import Struct
-from typing import Final
+
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = [
     "CALL",

@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import threading
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine import frames
 from manycore._memory import codec
 
+TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Final
 
     from manycore._engine.spool import Range, Spool
 

@@ -10,10 +10,14 @@ If a process dies: nothing is shared. A process that a task forks has the worker
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import namedtuple
 
+TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, NamedTuple
+else:
+    NamedTuple = object
 
 __all__ = ["CurrentTask", "CurrentWorker", "become", "current_task", "current_worker"]
 
@@ -34,6 +38,13 @@ class CurrentTask(NamedTuple):
     function: str
     attempt: int
     deadline: float | None
+
+
+if not TYPE_CHECKING:
+
+    class CurrentTask(namedtuple("CurrentTask", CurrentTask.__annotations__)):  # noqa: PYI024  (without typing)
+        __slots__ = ()
+        __doc__ = CurrentTask.__doc__
 
 
 class CurrentWorker:

@@ -2,7 +2,8 @@
 
 A worker does not import `multiprocessing`, which costs more than all else that it imports. So a finder waits for
 the first import of `multiprocessing.process`, by a task or by an argument that is a manager's proxy, sets what
-`current_process()` and `parent_process()` say, and leaves.
+`current_process()` and `parent_process()` say, and leaves. The same holds for a parent that has not imported it: the
+key that its workers got becomes its own.
 
 If a process dies: nothing is shared.
 """
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from importlib.machinery import PathFinder
-from typing import TYPE_CHECKING, Any, Final
 
+TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any, Final
 
 __all__ = ["Identity", "assume", "of_workers"]
 
@@ -28,33 +31,57 @@ Identity = tuple[str, int, bytes]
 """The parent's name and pid, and the authentication key."""
 
 
-def of_workers() -> Identity | None:
-    """The identity that this process gives its workers; None while it has no key to share."""
+# This process's name and key, while it has not imported `multiprocessing` and so has none there: what it was told as a
+# worker, or, once it has workers of its own, a key made for them, which `multiprocessing` takes over if it comes.
+_own: tuple[str, bytes] | None = None
+
+
+def of_workers() -> Identity:
+    """The identity that this process gives its workers."""
+    global _own
     process = sys.modules.get(_PROCESS)
-    if process is None:
-        return None
-    current = process.current_process()
-    return (current.name, os.getpid(), bytes(current.authkey))
+    if process is not None:
+        current = process.current_process()
+        return (current.name, os.getpid(), bytes(current.authkey))
+    if _own is None:
+        key = os.urandom(32)
+        _own = ("MainProcess", key)
+        sys.meta_path.insert(0, _Finder(partial(_share_key, key)))
+    return (_own[0], os.getpid(), _own[1])
 
 
-def assume(name: str, identity: Identity | None) -> None:
+def _share_key(key: bytes, process: Any) -> None:
+    process.current_process().authkey = key
+
+
+def assume(name: str, identity: Identity) -> None:
     """Make `current_process()` say so, now or when something here first asks."""
-    if identity is None:
-        return
-    waiting = _Finder(name, identity)
+    global _own
     process = sys.modules.get(_PROCESS)
     if process is None:
-        sys.meta_path.insert(0, waiting)
+        _own = (name, identity[2])
+        sys.meta_path.insert(0, _Finder(partial(_introduce, name, identity)))
     else:
-        waiting.introduce(process)
+        _introduce(name, identity, process)
+
+
+def _introduce(name: str, identity: Identity, process: Any) -> None:
+    """Sets what `multiprocessing.process` says of this process."""
+    current = process.current_process()
+    current.name = name
+    parent_name, parent_pid, current.authkey = identity
+    try:
+        sentinel = os.pidfd_open(parent_pid)
+    except OSError:  # it is gone, and this process is about to be
+        return
+    process._parent_process = process._ParentProcess(parent_name, parent_pid, sentinel)
 
 
 class _Finder:
-    """Finds one module as the others would, and has the identity set once it has run."""
+    """Finds one module as the others would, and has something told to it once it has run."""
 
-    def __init__(self, name: str, identity: Identity) -> None:
-        self._name = name
-        self._identity = identity
+    def __init__(self, introduce: Callable[[Any], object]) -> None:
+        self.introduce = introduce
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _PROCESS:
@@ -71,15 +98,3 @@ class _Finder:
 
             loader.exec_module = run_and_introduce
         return spec
-
-    def introduce(self, process: Any) -> None:
-        """Sets what `multiprocessing.process` says of this process."""
-        current = process.current_process()
-        current.name = self._name
-        parent_name, parent_pid, current.authkey = self._identity
-        try:
-            sentinel = os.pidfd_open(parent_pid)
-        except OSError:  # it is gone, and this process is about to be
-            return
-        parent = process._ParentProcess(parent_name, parent_pid, sentinel)
-        process._parent_process = parent

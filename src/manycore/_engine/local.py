@@ -30,9 +30,10 @@ import sys
 import threading
 import time
 import weakref
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from manycore import _launch
+from manycore import _launch, errors
 from manycore._engine.dispatch import Dispatcher, Task, TaskState
 from manycore._engine.outbox import Outbox
 from manycore._engine.settings import Settings, Stats
@@ -40,7 +41,7 @@ from manycore._engine.settlement import Settlement
 from manycore._engine.workforce import Workforce
 from manycore._memory.segment import Segment
 from manycore._native.ring import WORKERS_MAX, TaskRing, Turn, now_ns
-from manycore.errors import PoolBroken, PoolClosed
+from manycore.errors import PoolClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,6 +60,10 @@ RETRY_KILL_NS: Final = 2_000_000
 
 # How long a thread that wants to collect waits for the collector, which is done in microseconds.
 DRAIN_SECONDS: Final = 0.00005
+
+# When the collector imports what errors of deaths are made of, which takes 15 ms: not before a program that only wants
+# a result soon has it.
+SETTLED_NS: Final = 100_000_000
 
 # How long `terminate` waits for a callback that the collector is in; an orderly end waits until it returns.
 CALLBACK_GRACE: Final = 0.5  # seconds
@@ -121,7 +126,7 @@ class Engine:
     def check_open(self) -> None:
         """Raise unless new tasks are taken."""
         if self._broken is not None:
-            raise PoolBroken(str(self._broken)) from self._broken
+            raise errors.PoolBroken(str(self._broken)) from self._broken
         if self._forked:
             raise PoolClosed(f"pool {self.name!r} belongs to this process's parent: a forked child makes its own")
         if self._closed:
@@ -255,9 +260,16 @@ class Engine:
         """The collector thread."""
         tasks, turn = self._tasks, self._turn
         alarms = 0
+        settled: int | None = now_ns() + SETTLED_NS
         while not self._ended:
-            tasks.wait_background(self._workforce.rings, alarms, self._look_again())
+            again = self._look_again()
+            if settled is not None:
+                again = settled if again is None else min(again, settled)
+            tasks.wait_background(self._workforce.rings, alarms, again)
             alarms = tasks.alarms()
+            if settled is not None and now_ns() >= settled:
+                settled = None
+                import_module("manycore._standard_errors")  # so that the first death is told as soon as any other
             if self._abandoned:
                 self.terminate()
                 return
@@ -319,7 +331,7 @@ class Engine:
             self._workforce.kill()
 
     def _give_up(self, error: Exception) -> None:
-        reason = PoolBroken(f"pool {self.name!r} gives up: {error!r}")
+        reason = errors.PoolBroken(f"pool {self.name!r} gives up: {error!r}")
         reason.__cause__ = error
         with self._lock:
             self._break(reason)

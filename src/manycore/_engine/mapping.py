@@ -29,10 +29,11 @@ from collections import deque
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from manycore import errors
 from manycore._engine import frames
 from manycore._engine.death import shorten
 from manycore._engine.future import outcome_of
-from manycore.errors import PoolBroken, PoolClosed
+from manycore.errors import PoolClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -298,7 +299,7 @@ class MapRun:
     def _send(self, items: list[Any]) -> None:
         try:
             self._submit(self._encode(self._sent, items), len(items))
-        except (PoolClosed, PoolBroken):
+        except (PoolClosed, errors.PoolBroken):
             raise
         except Exception:
             for item in items:

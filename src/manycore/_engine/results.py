@@ -12,9 +12,9 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from manycore import errors
 from manycore._engine.future import Future
 from manycore._engine.mapping import BackgroundRun, Failure, MapRun, Outcome
-from manycore.errors import TimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ class AsyncResult(Future[T]):
         """
         self.wait(timeout)
         if not self.done():
-            raise TimeoutError
+            raise errors.TimeoutError
         return self.result()
 
 
@@ -104,7 +104,7 @@ class IMapIterator:
             try:
                 outcome = self._run.next_outcome(deadline)
             except builtins.TimeoutError:
-                raise TimeoutError from None
+                raise errors.TimeoutError from None
             if outcome is None:
                 self.close()
                 raise StopIteration

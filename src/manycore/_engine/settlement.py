@@ -21,12 +21,13 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from manycore import errors
 from manycore._engine import frames
 from manycore._engine.death import death_error, describe_item
 from manycore._engine.dispatch import Broken, Failed, Split, Start
 from manycore._engine.failure import load_failure
 from manycore._native.ring import MORE, BrokenRing
-from manycore.errors import PoolBroken, RemoteTraceback, ResultLost
+from manycore.errors import RemoteTraceback, ResultLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +136,7 @@ class Settlement:
         elif status == frames.INIT_FAILED:
             error, name, text = load_failure(data)
             what = f"{name}: {error}" if error is not None and str(error) else name
-            reason = PoolBroken(f"the initializer of pool {self._workforce.name!r} raised {what}")
+            reason = errors.PoolBroken(f"the initializer of pool {self._workforce.name!r} raised {what}")
             reason.__cause__ = RemoteTraceback(text)
             self._give_up(reason)
 
@@ -195,7 +196,7 @@ class Settlement:
                 self.then(order.task.sink.fail(order.task, order.item, error))
             elif isinstance(order, Broken):
                 died = f"{order.deaths} workers in a row died before they were ready"
-                self._give_up(PoolBroken(f"pool {self._workforce.name!r} gives up: {died}; the last: {how}"))
+                self._give_up(errors.PoolBroken(f"pool {self._workforce.name!r} gives up: {died}; the last: {how}"))
             else:
                 self._obey(order)
         self._tasks.kick()

@@ -18,13 +18,12 @@ If a process dies: anywhere here, the parent reads the ring, the slots and the p
 
 from __future__ import annotations
 
+import _pickle as pickle  # the same, without `re` and what else `pickle` imports
 import os
-import pickle
 import signal
 import sys
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine import frames, here, identity
 from manycore._engine.cargo import Manifest, unpack, with_claims
@@ -39,8 +38,10 @@ from manycore._native import process
 from manycore._native.codec import pack
 from manycore._native.ring import DECODING, FRAGMENT_BYTES, ResultRing, TaskRing, now_ns
 
+TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, Final
 
 __all__ = ["main"]
 

@@ -141,9 +141,7 @@ class Workforce:
         self._fds = tuple(fds)
         dump = partial(codec.dump_function, main_is_there=settings.keeps_main)
         self._initializer = (
-            None
-            if settings.initializer is None
-            else (dump(settings.initializer), codec.dumps(settings.initargs))
+            None if settings.initializer is None else (dump(settings.initializer), codec.dumps(settings.initargs))
         )
         self._finalizer = None if settings.finalizer is None else dump(settings.finalizer)
         self.workers: dict[int, Worker] = {}

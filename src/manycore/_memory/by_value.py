@@ -58,14 +58,13 @@ Unlike cloudpickle: one namespace for a module instead of one for each function;
 
 from __future__ import annotations
 
+import _pickle as pickle  # the same, without `re` and what else `pickle` imports
 import functools
 import operator
-import pickle
 import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from manycore._memory import rebuild
 from manycore._memory.classes import HEAP_TYPE, class_parts, own_functions
@@ -86,7 +85,11 @@ from manycore._memory.namespaces import (
 from manycore._memory.rebuild import Definition, Import
 from manycore._native.codec import type_version
 
-Pickle = Callable[["Shipment", Any, frozenset[int]], bytes]
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from typing import Any
+
+    Pickle = Callable[["Shipment", Any, frozenset[int]], bytes]
 
 _LARGE_BYTES = 65536  # a global that pickles to more is pickled again only when it is bound anew
 _ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented), range))

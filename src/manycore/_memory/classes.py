@@ -9,7 +9,10 @@ from __future__ import annotations
 import enum
 import types
 from collections.abc import Iterator
-from typing import Any
+
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from typing import Any
 
 HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement or a call, not static in C
 

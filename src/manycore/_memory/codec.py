@@ -23,19 +23,22 @@ Unlike multiprocessing: functions and classes of `__main__`, lambdas and closure
 
 from __future__ import annotations
 
+import _pickle as pickle  # the same, without `re` and what else `pickle` imports
 import io
-import pickle
 import sys
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from manycore._memory import reducers
 from manycore._memory.by_value import Memo, Shipment
 from manycore._memory.namespaces import become_worker, describe_main, find, importable, keep_main
 from manycore._memory.rebuild import install
 from manycore._native.codec import PACKED_MARK, is_plain, pack, unpack
+
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "become_worker",

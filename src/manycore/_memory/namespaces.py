@@ -22,7 +22,10 @@ import types
 import weakref
 from collections.abc import Callable
 from opcode import opmap
-from typing import Any
+
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from typing import Any
 
 Token = tuple[int, int]
 

@@ -10,14 +10,13 @@ Invariants:
 
 from __future__ import annotations
 
+import _pickle as pickle  # the same, without `re` and what else `pickle` imports
 import functools
 import marshal
-import pickle
 import sys
 import types
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
 from manycore._memory.classes import fill_class, make_class, make_enum
 from manycore._memory.namespaces import (
@@ -32,6 +31,10 @@ from manycore._memory.namespaces import (
     receiving_namespace,
     register,
 )
+
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from typing import Any
 
 _CODE_CACHE_SIZE = 1024  # code objects rebuilt from bytes; a miss costs a few microseconds
 
@@ -52,6 +55,7 @@ class Definition(tuple[Token, int, str, bytes, bytes]):
 
 _held: list[list[Any]] = []  # per message being installed: what was built for it, until its body is read
 _pending: dict[Token, Definition] = {}  # definitions of messages being installed, not yet begun
+
 
 class Import:
     """A module as a global's value, with the submodules that are reached through it."""
@@ -182,9 +186,7 @@ def _build(definition: Definition, value: Any) -> Any:
     return value
 
 
-def _function_definition(
-    key: str | Token, shipped: bool, code: bytes, name: str, cells: int
-) -> types.FunctionType:
+def _function_definition(key: str | Token, shipped: bool, code: bytes, name: str, cells: int) -> types.FunctionType:
     return function_over(key, shipped, code, name, tuple(types.CellType() for _ in range(cells)) or None)
 
 

@@ -16,13 +16,15 @@ import functools
 import sys
 import types
 import weakref
+from _pickle import PickleBuffer
 from collections.abc import Callable
-from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any
 
 from manycore._memory import namespaces, rebuild
 
+TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
+    from typing import Any
+
     from manycore._memory.codec import Pickler
 
     Reducer = Callable[[Pickler, Any], Any]

@@ -1,0 +1,109 @@
+"""The exceptions of `errors` whose bases are in the standard library's `multiprocessing` and `concurrent.futures`.
+
+They belong to `manycore.errors`, which has them from here when one is first asked for; nobody else imports this.
+"""
+
+from __future__ import annotations
+
+import builtins
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import AuthenticationError, BufferTooShort, ProcessError, TimeoutError
+from typing import Any
+
+from manycore.errors import ManycoreError
+
+__all__ = [
+    "AuthenticationError",
+    "BufferTooShort",
+    "LaunchError",
+    "ManagerDied",
+    "OwnerDied",
+    "PoolBroken",
+    "ProcessError",
+    "RestartLimitExceeded",
+    "TaskTimeout",
+    "TasksLost",
+    "TimeoutError",
+    "WorkerDied",
+]
+
+
+class PoolBroken(ManycoreError, BrokenProcessPool):
+    """The pool has given up as a whole: its workers cannot be started or die faster than its restart budget allows."""
+
+
+class LaunchError(ManycoreError, ProcessError, OSError):
+    """A process could not be started."""
+
+
+class WorkerDied(ManycoreError, BrokenProcessPool):
+    """The process that ran this task died. Only this task failed; the pool has replaced the worker.
+
+    Attributes:
+        certificate: How the process ended (`manycore.Certificate`), or None where nothing is known.
+    """
+
+    def __init__(self, message: str = "", certificate: Any = None) -> None:
+        super().__init__(message, certificate)
+        self.certificate = certificate
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class TaskTimeout(ManycoreError, TimeoutError, builtins.TimeoutError):
+    """The task ran longer than its `timeout`; its worker was killed and replaced."""
+
+
+class RestartLimitExceeded(ManycoreError, ProcessError):
+    """A supervised process ended more often than its supervisor's budget bears; it was not started again."""
+
+
+class OwnerDied(ManycoreError, ProcessError):
+    """The process that held this lock died holding it.
+
+    The lock *is* held by the caller now; what it guards may be half changed.
+
+    Attributes:
+        owner_pid: The pid of the dead owner.
+    """
+
+    def __init__(self, message: str = "", owner_pid: int = 0) -> None:
+        super().__init__(message, owner_pid)
+        self.owner_pid = owner_pid
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class TasksLost(ManycoreError, ProcessError):
+    """Processes died that had taken items of a `JoinableQueue` and had not called `task_done` for them.
+
+    Attributes:
+        count: How many items.
+    """
+
+    def __init__(self, message: str = "", count: int = 0) -> None:
+        super().__init__(message, count)
+        self.count = count
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ManagerDied(ManycoreError, ProcessError, EOFError, ConnectionError):
+    """The manager's process is gone, and with it the objects that it held."""
+
+
+for _class in map(globals().__getitem__, __all__):
+    if issubclass(_class, ManycoreError):
+    PoolBroken,
+    LaunchError,
+    WorkerDied,
+    TaskTimeout,
+    RestartLimitExceeded,
+    OwnerDied,
+    TasksLost,
+    ManagerDied,
+):
+        _class.__module__ = "manycore.errors"
