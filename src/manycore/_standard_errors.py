@@ -97,13 +97,4 @@ class ManagerDied(ManycoreError, ProcessError, EOFError, ConnectionError):
 
 for _class in map(globals().__getitem__, __all__):
     if issubclass(_class, ManycoreError):
-    PoolBroken,
-    LaunchError,
-    WorkerDied,
-    TaskTimeout,
-    RestartLimitExceeded,
-    OwnerDied,
-    TasksLost,
-    ManagerDied,
-):
         _class.__module__ = "manycore.errors"
