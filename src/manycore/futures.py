@@ -93,6 +93,9 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         finalizer: Called in each worker that ends in order, with what its initializer returned (which is
             `current_worker().state`): after `shutdown`, and when it is replaced after `max_tasks_per_child`. Not when
             the worker is killed. It has five seconds.
+        logs: Whether records of `logging` and warnings of workers come to this process's handlers, as far as its
+            levels let them pass; a level, as a number or a name: only records from that level on are sent. A record
+            has the attributes `manycore_pool`, `manycore_worker`, `manycore_task` and `manycore_function`.
 
     A `with` block ends with `shutdown()`, which waits for what was submitted; after Ctrl-C nothing is waited for.
 
@@ -111,6 +114,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         max_tasks_per_child: int | None = None,
         name: str | None = None,
         finalizer: Callable[[Any], object] | None = None,
+        logs: bool | int | str = True,
     ) -> None:
         if max_workers is None:
             max_workers = _launch.cpu_count()
@@ -134,6 +138,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 name=name or "",
                 finalizer=finalizer,
                 start_method=method,
+                logs=logs,
             )
         )
         if method == "zygote":

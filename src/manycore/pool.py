@@ -98,6 +98,9 @@ class Pool:
         finalizer: Called in each worker that ends in order, with what its initializer returned (which is
             `current_worker().state`): after `close`, when it is replaced after `maxtasksperchild`, and at the end of
             a `with` block that leaves nothing undone. Not when the worker is killed. It has five seconds.
+        logs: Whether records of `logging` and warnings of workers come to this process's handlers, as far as its
+            levels let them pass; a level, as a number or a name: only records from that level on are sent. A record
+            has the attributes `manycore_pool`, `manycore_worker`, `manycore_task` and `manycore_function`.
 
     A `with` block ends with `terminate`, as the standard library's does.
 
@@ -117,6 +120,7 @@ class Pool:
         name: str | None = None,
         preload: Iterable[str] = (),
         finalizer: Callable[[Any], object] | None = None,
+        logs: bool | int | str = True,
     ) -> None:
         method = start_method_of(context)
         bring(_ENGINE, globals(), start_zygote=method == "zygote")
@@ -136,6 +140,7 @@ class Pool:
                 start_method=method,
                 preload=tuple(preload),
                 finalizer=finalizer,
+                logs=logs,
             )
         )
         self._engine.start()

@@ -20,6 +20,7 @@ __all__ = [
     "HEADER",
     "INIT_FAILED",
     "LEAVING",
+    "LOG",
     "OK",
     "PACKED",
     "RAISED",
@@ -52,3 +53,4 @@ READY: Final = 4  # the worker's initializer is done
 INIT_FAILED: Final = 5  # it raised; a failure
 LEAVING: Final = 6  # the worker ends in order
 RETURNED: Final = 7  # the worker cannot reach what the task needs, has not begun it, and ends
+LOG: Final = 8  # a log record of the worker's, whatever task it has: marshalled attributes, see log_source.py

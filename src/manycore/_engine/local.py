@@ -34,6 +34,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch, errors
+from manycore._engine import log_sink
 from manycore._engine.dispatch import Dispatcher, Task, TaskState
 from manycore._engine.outbox import Outbox
 from manycore._engine.settings import Settings, Stats
@@ -64,6 +65,8 @@ DRAIN_SECONDS: Final = 0.00005
 # When the collector imports what errors of deaths are made of, which takes 15 ms: not before a program that only wants
 # a result soon has it.
 SETTLED_NS: Final = 100_000_000
+# How long the end waits for the last log records to be handled.
+END_SECONDS: Final = 1.0
 
 # How long `terminate` waits for a callback that the collector is in; an orderly end waits until it returns.
 CALLBACK_GRACE: Final = 0.5  # seconds
@@ -231,6 +234,9 @@ class Engine:
                 if mine:
                     self._collect_until(ready, deadline_ns)
             self._call_after()
+            if self._settlement.logged:  # what a task has logged is there before its result
+                self._settlement.logged = False
+                log_sink.catch_up()
             if ready():
                 return True
             if deadline is not None and time.monotonic() >= deadline:
@@ -532,6 +538,7 @@ class Engine:
             self._call_after()
         finally:
             self._over.set()
+        log_sink.catch_up(END_SECONDS)
 
     def disown(self) -> None:
         """In a forked child of the parent: the workers are not its own."""

@@ -47,6 +47,7 @@ class Settings(NamedTuple):
         initializer: Called in each worker before its first task, with `initargs`.
         initargs: Its arguments.
         finalizer: Called in each worker that ends in order, with what its initializer returned.
+        logs: Whether records and warnings of workers come to this process's handlers; a level: only from it on.
         max_tasks: Tasks after which a worker is replaced by a fresh one; 0 = never.
         name: What titles and messages call the pool.
         preload: Modules that workers have imported before they start.
@@ -60,6 +61,7 @@ class Settings(NamedTuple):
     name: str = ""
     preload: tuple[str, ...] = ()
     finalizer: Callable[[Any], object] | None = None
+    logs: bool | int | str = True
     start_method: str = "zygote"
 
     @property

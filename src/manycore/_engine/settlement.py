@@ -22,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from manycore import errors
-from manycore._engine import frames
+from manycore._engine import frames, log_sink
 from manycore._engine.death import death_error, describe_item
 from manycore._engine.dispatch import Broken, Failed, Split, Start
 from manycore._engine.failure import load_failure
@@ -51,6 +51,7 @@ class Settlement:
         reason: Why the pool cannot go on, once it cannot.
         owed: Tasks that are done with as such, and whose items are not yet sent one by one.
         items_done, items_failed: How many items gave a result, and how many did not.
+        logged: Whether log records came that are not waited for yet.
         busy_ns: Time that workers spent inside the user's functions.
     """
 
@@ -64,6 +65,7 @@ class Settlement:
         self.owed: set[Task] = set()
         self.items_done = self.items_failed = 0
         self.busy_ns = 0
+        self.logged = False
 
     def then(self, call: Callable[[], object] | None) -> None:
         """Call it once the locks are released."""
@@ -89,6 +91,9 @@ class Settlement:
                     self.items_done += len(value)
                     self.busy_ns += took_ns
                     self.then(task.sink.take_plain(task, item, value, took_ns, worker.index))
+            elif status == frames.LOG:  # from any thread, so also between the parts of a result
+                self.logged = True
+                log_sink.post(self._tasks, worker.index, value)
             elif flags & MORE:
                 worker.parts.append(value)
             else:

@@ -30,6 +30,8 @@ from manycore._engine.cargo import Manifest, unpack, with_claims
 from manycore._engine.failure import dump_failure
 from manycore._engine.functions import name_of
 from manycore._engine.here import CurrentTask, CurrentWorker
+from manycore._engine.lines import write_whole_lines
+from manycore._engine.log_source import LogSource, forward
 from manycore._engine.spool import read_exactly
 from manycore._memory import codec
 from manycore._memory.arena import Arena, ArenaFull, ArenaView, default_budget
@@ -254,12 +256,12 @@ def main(payload: bytes, fds: list[int]) -> int:
     if setup["main"] is not None:
         codec.become_worker(setup["main"])
     identity.assume(f"PoolWorker-{index + 1}", setup["identity"])
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)  # a line is one write: never torn, and not lost in a kill
+    write_whole_lines()
     worker = _Worker(index, tasks, results, fds, setup["arenas"])
     current = CurrentWorker(index, setup["pool"], worker.look)
     here.become(current)
+    if setup["logs"] is not None:
+        forward(LogSource(index, setup["pool"], tasks, results), *setup["logs"])
     initializer, finalizer = setup["initializer"], setup["finalizer"]
     try:
         if finalizer is not None:

@@ -22,6 +22,8 @@ from manycore import _launch
 from manycore._engine import frames, identity
 from manycore._engine.cargo import Parcel, claim, unpack
 from manycore._engine.dispatch import Sight
+from manycore._engine.log_sink import level_of
+from manycore._engine.log_source import parents_levels
 from manycore._memory import codec
 from manycore._memory.arena import ArenaView
 from manycore._memory.segment import Segment, create_memfd
@@ -144,6 +146,7 @@ class Workforce:
             None if settings.initializer is None else (dump(settings.initializer), codec.dumps(settings.initargs))
         )
         self._finalizer = None if settings.finalizer is None else dump(settings.finalizer)
+        self._logs = level_of(settings.logs)
         self.workers: dict[int, Worker] = {}
         self.rings: list[ResultRing] = []
         self.dead: deque[Worker] = deque()
@@ -162,6 +165,7 @@ class Workforce:
             "pool": self.name,
             "initializer": self._initializer,
             "finalizer": self._finalizer,
+            "logs": None if self._logs is False else (parents_levels(), self._logs),
             "max_tasks": self._settings.max_tasks,
             "finalizer_seconds": FINALIZER_SECONDS,
             "arenas": self._settings.workers + 1,

@@ -80,6 +80,16 @@ cdef class ResultRing:
             left -= most
         self.write(task, item, status, KIND_PICKLE, flags, took_ns, at, <uint32_t>left)
 
+    def offer(self, uint64_t task, uint64_t item, uint8_t status, bytes payload):
+        """As `put`, from any thread, if there is room now and to spare; False otherwise."""
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(payload)
+        if length > FRAGMENT_BYTES:
+            raise ValueError(f"{length} bytes are too long for one record")
+        if mc_results_used(self.results) > self.results.capacity // 2:
+            return False
+        self.write(task, item, status, KIND_PICKLE, 0, 0, PyBytes_AS_STRING(payload), <uint32_t>length)
+        return True
+
     cpdef bint put_plain(self, uint64_t task, uint64_t item, int64_t took_ns, object value) except -1:
         """Append a result that needs no pickling (None, bool, int, float, short str or bytes); False for any other."""
         cdef int64_t number

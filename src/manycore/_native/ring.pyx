@@ -40,6 +40,7 @@ cdef extern from "task_ring.h" nogil:
         int64_t started_ns
         uint64_t items_done
         int64_t busy_ns
+        uint64_t heard
     ctypedef struct mc_tasks:
         uint32_t slots
         mc_word fg

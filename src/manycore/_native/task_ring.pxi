@@ -111,11 +111,21 @@ cdef class TaskRing:
         MC_STORE(page.started_ns, 0)
         MC_STORE(page.items_done, 0)
         MC_STORE(page.busy_ns, 0)
+        MC_STORE(page.heard, 0)
 
     def stop(self, unsigned worker):
         """Tell a worker to leave when no task is ready."""
         MC_STORE(self.page(worker).stop, 1)
         mc_wake_worker(self.tasks, worker)
+
+    def hear(self, unsigned worker):
+        """As the parent: one more log record of the worker's has been handled."""
+        cdef mc_page *page = self.page(worker)
+        MC_STORE(page.heard, MC_LOAD(page.heard) + 1)
+
+    def heard(self, unsigned worker):
+        """How many log records of the worker's the parent has handled."""
+        return MC_LOAD(self.page(worker).heard)
 
     def status(self, unsigned worker):
         """What a worker does: (task or 0, item, started_ns, items_done, busy_ns)."""
@@ -241,10 +251,12 @@ cdef class TaskRing:
         """Whether the parent wants this worker to leave."""
         return MC_LOAD(self.page(worker).stop) != 0
 
-    def notify(self):
-        """Results were put: tell a thread that waits for one; the collector thread at most once a millisecond."""
+    def notify(self, bint urgent=False):
+        """Records were put: tell a thread that waits for one; the collector thread too if it is `urgent`, else at most
+        once a millisecond.
+        """
         cdef int64_t now = mc_now_ns()
-        cdef bint urgent = now - self.notified_ns > NOTIFY_NS
+        urgent = urgent or now - self.notified_ns > NOTIFY_NS
         if urgent:
             self.notified_ns = now
         mc_notify(self.tasks, urgent)

@@ -63,7 +63,8 @@ typedef struct {
 } mc_slot;
 _Static_assert(sizeof(mc_slot) == MC_SLOT_BYTES, "a slot is eight cache lines");
 
-/* A worker's page. Written by the worker alone, but for `asleep` (cleared by whoever wakes it) and `stop`. */
+/* A worker's page. Written by the worker alone, but for `asleep` (cleared by whoever wakes it), `stop` and
+ * `heard`. */
 typedef struct {
     mc_word asleep;              /* 1 while it sleeps or is about to */
     mc_word stop;                /* parent: leave when idle */
@@ -72,7 +73,8 @@ typedef struct {
     _Atomic int64_t started_ns;  /* when that item began, CLOCK_MONOTONIC */
     _Atomic uint64_t items_done;
     _Atomic int64_t busy_ns;     /* time spent in items */
-    uint8_t pad[MC_CACHE_LINE * 2 - 48];
+    _Atomic uint64_t heard;      /* written by the parent: log records of this worker that it has handled */
+    uint8_t pad[MC_CACHE_LINE * 2 - 56];
 } mc_page;
 _Static_assert(sizeof(mc_page) == 2 * MC_CACHE_LINE, "pages do not share cache lines");
 
