@@ -118,10 +118,12 @@ def write_whole_lines() -> None:
         stream: Any = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
             continue
-        stream.flush()
         try:
+            if stream.fileno() != fd:
+                continue  # somebody has put another in its place
+            stream.flush()
             writer = LineWriter(fd)
-        except OSError:  # it is closed
+        except (OSError, ValueError):  # it is closed
             continue
         # write_through: each piece of text comes here at once, and here it waits for the rest of its line
         whole = io.TextIOWrapper(cast("Any", writer), stream.encoding, stream.errors, newline="\n", write_through=True)

@@ -4,8 +4,9 @@
     warnings.showwarning ^
 
 `logging` is not imported for it: once a task's code has imported it, its root logger gets the one handler, and its
-levels become what the parent's were when the worker was started. A task or an initializer that gives the root logger
-handlers of its own has chosen: then nothing is sent.
+levels become what the parent's were when the worker was started. A record that meets another handler on its way, one
+that an initializer or a task has put there, is not sent: it has been handled. The handlers that a forked worker has
+inherited are the parent's, and are taken off.
 
 What cannot be sent at once (the parent's handlers are slow) holds the task that logs up, for PATIENCE at the most; what
 is lost after that is counted, and the next record that can be sent says so.
@@ -119,16 +120,38 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def forward(source: LogSource, levels: Levels | None, only: int | None) -> None:
+def forward(source: LogSource, levels: Levels | None, only: int | None, forked: bool) -> None:
     """Send this process's records and warnings from now on.
 
     Args:
         source: Where to.
         levels: The parent's, where it has any.
         only: Send what has this level or a higher one, whatever the parent's levels were.
+        forked: Whether this process was forked from the parent.
     """
+    if forked and "logging" in sys.modules:
+        _take_off(sys.modules["logging"])
     when_imported("logging", functools.partial(_attach, source, levels, only))
     when_imported("warnings", functools.partial(_attach_warnings, source))
+
+
+def _take_off(logging: Any) -> None:
+    """Take all handlers off all loggers, so that all records come to the root's; the parent's loggers stop them."""
+    for logger in (logging.root, *tuple(logging.root.manager.loggerDict.values())):
+        if isinstance(logger, logging.Logger):
+            logger.handlers = [handler for handler in logger.handlers if type(handler) is logging.NullHandler]
+            logger.propagate = True
+
+
+def _is_handled(logging: Any, record: Any, own: Any) -> bool:
+    """Whether the record has met another handler on its way to the root."""
+    logger = logging.getLogger(record.name)
+    while logger is not None:
+        for handler in logger.handlers:
+            if handler is not own and type(handler) is not logging.NullHandler and record.levelno >= handler.level:
+                return True
+        logger = logger.parent if logger.propagate else None
+    return False
 
 
 def _attach(source: LogSource, levels: Levels | None, only: int | None, logging: Any) -> None:
@@ -138,8 +161,8 @@ def _attach(source: LogSource, levels: Levels | None, only: int | None, logging:
         """Sends what nobody else here takes."""
 
         def emit(self, record: Any) -> None:
-            if len(root.handlers) > 1:
-                return  # a task has chosen where records go
+            if _is_handled(logging, record, self):
+                return
             if not source.is_here():
                 if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
                     logging.lastResort.handle(record)

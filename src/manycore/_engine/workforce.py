@@ -165,7 +165,9 @@ class Workforce:
             "pool": self.name,
             "initializer": self._initializer,
             "finalizer": self._finalizer,
-            "logs": None if self._logs is False else (parents_levels(), self._logs),
+            "logs": None
+            if self._logs is False
+            else (parents_levels(), self._logs, self._settings.start_method == "fork"),
             "max_tasks": self._settings.max_tasks,
             "finalizer_seconds": FINALIZER_SECONDS,
             "arenas": self._settings.workers + 1,

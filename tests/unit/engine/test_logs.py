@@ -186,6 +186,21 @@ def test_an_initializer_that_configures_logging_has_chosen(kind: str, keeper: Ke
     assert path.read_text() == "said 1\n"
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_each_record_is_handled_once_whatever_the_start_method(method: str, keeper: Keeper, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    handler = logging.FileHandler(path)  # which a forked worker has as well
+    logging.getLogger(NAME).addHandler(handler)
+    try:
+        with manycore.Pool(1, context=manycore.get_context(method)) as pool:
+            pool.map(say, range(3))
+            assert keeper.awaited(3) == [f"said {n}" for n in range(3)]
+    finally:
+        logging.getLogger(NAME).removeHandler(handler)
+        handler.close()
+    assert path.read_text().splitlines() == [f"said {n}" for n in range(3)]
+
+
 # ------------------------------------------------------------------------------------------- trouble
 
 
