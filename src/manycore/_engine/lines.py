@@ -23,9 +23,12 @@ import os
 import select
 import stat
 import sys
-import threading
 import time
-from typing import Any, Final, cast
+from _thread import RLock
+
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 __all__ = ["LONGEST", "LineWriter", "write_whole_lines"]
 
@@ -43,7 +46,7 @@ class LineWriter(io.BufferedIOBase):
         self._fd = fd
         self._pending = bytearray()
         # Guards _pending, and the order of this process's lines. Reentrant: a signal's handler may print.
-        self._threads = threading.RLock()
+        self._threads = RLock()
         mode = os.fstat(fd).st_mode
         self._shared = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
@@ -97,7 +100,7 @@ class LineWriter(io.BufferedIOBase):
 
     def after_fork(self) -> None:
         """In a child that a task has forked: no thread of the worker's is there to give the lock back."""
-        self._threads = threading.RLock()
+        self._threads = RLock()
 
     def writable(self) -> bool:
         """It is."""
@@ -122,11 +125,11 @@ def write_whole_lines() -> None:
             if stream.fileno() != fd:
                 continue  # somebody has put another in its place
             stream.flush()
-            writer = LineWriter(fd)
+            writer: Any = LineWriter(fd)
         except (OSError, ValueError):  # it is closed
             continue
         # write_through: each piece of text comes here at once, and here it waits for the rest of its line
-        whole = io.TextIOWrapper(cast("Any", writer), stream.encoding, stream.errors, newline="\n", write_through=True)
+        whole = io.TextIOWrapper(writer, stream.encoding, stream.errors, newline="\n", write_through=True)
         setattr(sys, name, whole)
         setattr(sys, f"__{name}__", whole)
         os.register_at_fork(after_in_child=writer.after_fork)

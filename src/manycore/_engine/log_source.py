@@ -22,13 +22,15 @@ import marshal
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine import frames, here
 from manycore._engine.imports import when_imported
 from manycore._native.ring import now_ns
 
+TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from manycore._native.ring import ResultRing, TaskRing
 
 __all__ = ["Levels", "LogSource", "forward", "parents_levels"]
