@@ -15,13 +15,13 @@ from importlib import import_module
 from multiprocessing import context as _std
 from multiprocessing import reduction
 from multiprocessing.context import assert_spawning, get_spawning_popen, set_spawning_popen
-from typing import TYPE_CHECKING, Any
 
 from manycore import process
-from manycore._launch import cpu_count, interpreter, preload
 
+TYPE_CHECKING = False  # every process imports this module, so it imports little itself
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 __all__ = [
     "Array",
@@ -84,6 +84,8 @@ class BaseContext(_std.BaseContext):
 
     def cpu_count(self) -> int:
         """The cores that this process may use: affinity and the quota of its control group counted."""
+        from manycore._launch.machine import cpu_count
+
         return cpu_count()
 
     def Manager(self) -> Any:  # noqa: N802
@@ -166,6 +168,8 @@ class BaseContext(_std.BaseContext):
 
     def set_executable(self, executable: Any) -> None:
         """Start other interpreters than `sys.executable`, with the methods "spawn", "forkserver" and "zygote"."""
+        from manycore._launch import interpreter
+
         super().set_executable(executable)
         interpreter.set_executable(executable)
 
@@ -173,6 +177,8 @@ class BaseContext(_std.BaseContext):
         """Import these modules in the fork server, and in the zygote, so that processes have them at no cost."""
         super().set_forkserver_preload(module_names)
         if module_names:
+            from manycore._launch.launcher import preload
+
             preload(*(name for name in module_names if name != "__main__"))
 
     def get_context(self, method: str | None = None) -> Any:
@@ -202,7 +208,7 @@ class ZygoteProcess(_Restoring):
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
         from manycore._launch.popen import ZygotePopen
 
-        return ZygotePopen(process_obj, process_obj._on_death)
+        return ZygotePopen(process_obj)
 
     @staticmethod
     def _after_fork() -> None:

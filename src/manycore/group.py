@@ -157,18 +157,24 @@ class Group:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None:
-            self.cancel()
-        try:
-            self._wait()
-        except BaseException:  # Ctrl-C while waiting
-            self.cancel()
-            self._wait()
-            raise
-        finally:
-            watcher, self._watcher = self._watcher, None
-            if watcher is not None:
-                watcher.close()
+        interrupt: KeyboardInterrupt | None = None
+        times = 0 if error is None else 1  # that the processes were told to end
+        while True:
+            try:
+                if times == 1:
+                    self.cancel()
+                elif times:  # Ctrl-C once more: no grace, and no second traceback
+                    self._kill()
+                self._wait()
+                if self._watcher is not None:
+                    self._watcher.close()
+                break
+            except KeyboardInterrupt as again:
+                interrupt = interrupt or again
+                times += 1
+        self._watcher = None
+        if interrupt is not None and not isinstance(error, KeyboardInterrupt):
+            raise interrupt
         if error is not None:
             return
         if self._timed_out:

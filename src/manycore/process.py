@@ -13,15 +13,20 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import process as _std
 from multiprocessing.process import active_children, current_process, parent_process
-from typing import Any
 
-from manycore._launch import Certificate, stacks
-from manycore._launch.lifeline import Tie
+from manycore._launch import stacks
 from manycore._launch.outcome import Outcome
-from manycore.errors import RemoteTraceback, ResultPicklingError, TimeoutError, WorkerDied
+
+TYPE_CHECKING = False  # every process imports this module, so it imports little itself
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
+    from manycore._launch import Certificate
+    from manycore._launch.last_words import LastWords
+    from manycore._launch.lifeline import Tie
 
 __all__ = ["BaseProcess", "active_children", "current_process", "parent_process"]
 
@@ -70,8 +75,7 @@ class BaseProcess(_std.BaseProcess):
         daemon: Whether the process is terminated when this one exits; else it is waited for. None takes
             the current process's own.
         result: Keep what `run` returns or raises, for `result()`.
-        on_death: Called with this object, in a thread of manycore's, when the process has ended. For the
-            start method "zygote".
+        on_death: Called with this object, in a thread of manycore's, when the process has ended.
         nice: Added to the niceness.
         cpu_affinity: The cores that it may run on.
         memory_limit: Bytes of address space; an allocation beyond them raises `MemoryError` there.
@@ -84,6 +88,7 @@ class BaseProcess(_std.BaseProcess):
 
     _method = ""  # the start method's name
     _tie: Tie | None = None
+    _words: LastWords | None = None
     _outcome: Outcome | None = None
     _settings: _Settings | None = None
     _on_death: Callable[[Any], object] | None = None
@@ -130,7 +135,12 @@ class BaseProcess(_std.BaseProcess):
         if self._parent_pid != os.getpid():  # type: ignore[attr-defined]
             raise AssertionError("can only start a process object created by current process")
         _std._cleanup()  # type: ignore[attr-defined]
-        self._tie = Tie() if self._method != "zygote" else None
+        if self._method != "zygote":
+            from manycore._launch.last_words import LastWords
+            from manycore._launch.lifeline import Tie
+
+            self._tie = Tie()
+            self._words = LastWords()
         self._popen: Any = self._Popen(self)  # type: ignore[attr-defined]
         self._sentinel = self._popen.sentinel
         # The target may refer to this object: a cycle that would keep both until the next collection.
@@ -184,6 +194,8 @@ class BaseProcess(_std.BaseProcess):
         """
         if self._outcome is None:
             raise ValueError(f"{self.name} keeps no result: it was made without result=True")
+        from manycore.errors import RemoteTraceback, ResultPicklingError, TimeoutError, WorkerDied
+
         self.join(timeout)
         if self._popen.poll() is None:
             raise TimeoutError(f"{self.name} (pid {self.pid}) still runs after {timeout} s")
@@ -222,7 +234,10 @@ class BaseProcess(_std.BaseProcess):
         self._restore_start_method()
         if self._tie is not None:
             self._tie.arm(at_once=self.daemon)
-        stacks.install()
+        if self._method != "zygote":  # whose children have it from their fork
+            stacks.install()
+            if self._words is not None:
+                self._words.listen()
         run = self.run
         self.run = lambda: self._run(run)  # type: ignore[method-assign]
         code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]

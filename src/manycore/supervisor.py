@@ -152,11 +152,21 @@ class Supervisor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
-                self.wait()
-        finally:
-            self.stop()
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                try:
+                    if error is None and interrupt is None:
+                        self.wait()
+                finally:
+                    self.stop()
+                break
+            except KeyboardInterrupt as again:  # once more: no grace, and no second traceback
+                if interrupt is not None or error is not None:
+                    self._grace = 0.0
+                interrupt = interrupt or again
+        if interrupt is not None and not isinstance(error, KeyboardInterrupt):
+            raise interrupt
 
     def _is_over(self) -> bool:
         return self._stopped or all(child.finished for child in self._children)

@@ -72,7 +72,7 @@ def with_escaped_child():
     threading.Event().wait()
 
 def nested():
-    process = manycore.Process(target=stuck)
+    process = manycore.get_context(sys.argv[2]).Process(target=stuck, daemon=sys.argv[3] == "daemon")
     process.start()
     say("ready")
     process.join()
@@ -86,7 +86,7 @@ def main(state, method, kind):
     if state == "starting":
         say("ready")
         while True:
-            context.Process(target=idle, daemon=True).start()
+            context.Process(target=idle, daemon=kind == "daemon").start()
     if state == "preloading":
         manycore.get_context().set_forkserver_preload(["slow_to_import"])
         manycore.Process(target=idle, daemon=True).start()
@@ -94,7 +94,7 @@ def main(state, method, kind):
         context.Process(target=stuck).start()
         os.kill(zygote_of_this(), signal.SIGKILL if state == "zygote_killed" else signal.SIGSTOP)
     else:
-        context.Process(target=globals()[state], daemon=kind == "daemon" and state != "nested").start()
+        context.Process(target=globals()[state], daemon=kind == "daemon").start()
     threading.Event().wait()
 
 if __name__ == "__main__":
@@ -145,13 +145,13 @@ def test_nothing_is_left(state: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-@pytest.mark.parametrize("state", ["idle", "stuck", "stopped", "no_descriptors"])
+@pytest.mark.parametrize("state", ["idle", "busy", "stuck", "deaf", "stopped", "no_descriptors", "nested", "starting"])
 def test_daemons_of_the_standard_methods(state: str, method: str, tmp_path: Path) -> None:
     kill_the_parent(state, method, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["zygote", "fork", "spawn", "forkserver"])
-@pytest.mark.parametrize("state", ["idle", "busy", "stuck", "deaf", "stopped"])
+@pytest.mark.parametrize("state", ["idle", "busy", "stuck", "deaf", "stopped", "nested", "starting"])
 def test_processes_that_are_no_daemons(state: str, method: str, tmp_path: Path) -> None:
     kill_the_parent(state, method, tmp_path, daemon=False)
 

@@ -2,66 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import select
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-METHODS = ["zygote", "fork", "spawn", "forkserver"]
-LIMIT_S = 50
-
-HEAD = """
-import itertools, logging, os, resource, signal, subprocess, sys, threading, time
-import manycore
-
-METHOD = sys.argv[1]
-context = manycore.get_context(METHOD)
-
-def double(value):
-    return 2 * value
-
-def leave(code):
-    os._exit(code)
-
-def wait(connection):
-    connection.send_bytes(b"here")
-    threading.Event().wait()
-
-def started(target=wait, **options):
-    here, there = context.Pipe()
-    process = context.Process(target=target, args=(there,), **options)
-    process.start()
-    there.close()
-    assert here.recv_bytes() == b"here"
-    here.close()
-    return process
-
-def zygote():
-    from manycore._launch import launcher
-    return launcher.current()._zygote
-"""
-
-
-def run(tmp_path: Path, body: str, method: str = "zygote", guard: bool = True, **options: object) -> str:
-    """The output of a program, which must succeed."""
-    text = HEAD + "\n" + body
-    program = tmp_path / "program.py"
-    program.write_text(text, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", str(program), method],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-        **options,  # type: ignore[call-overload]
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return str(done.stdout)
+from tests.chaos.programs import HEAD, LIMIT_S, METHODS, run
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -310,9 +257,13 @@ if __name__ == "__main__":
     assert done.returncode == 0, done.stderr
 
 
+FEW = [("zygote", above) for above in range(0, 41, 2)]
+FEW += [(method, above) for method in METHODS[1:] for above in range(0, 41, 8)]
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("above", range(0, 40, 4))
-def test_no_descriptor_is_left(above: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "above"), FEW)
+def test_no_descriptor_is_left(method: str, above: int, tmp_path: Path) -> None:
     run(
         tmp_path,
         f"""
@@ -334,6 +285,7 @@ if __name__ == "__main__":
     assert process.result(20) == 8
     print(failed)
 """,
+        method,
     )
 
 
@@ -364,33 +316,123 @@ if __name__ == "__main__":
     )
 
 
-def test_a_storm_of_signals(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_storm_of_signals(method: str, tmp_path: Path) -> None:
     run(
         tmp_path,
         """
-if __name__ == "__main__":
+def storm():
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.siginterrupt(signal.SIGALRM, True)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-    for _ in range(30):
-        process = context.Process(target=double, args=(4,), result=True)
+
+def double_in_a_storm(value):
+    storm()
+    time.sleep(0.02)
+    return 2 * value
+
+if __name__ == "__main__":
+    storm()
+    for _ in range(30 if METHOD in ("zygote", "fork") else 4):
+        process = context.Process(target=double_in_a_storm, args=(4,), result=True)
         process.start()
         assert process.result(20) == 8
+    process = started(target=wait)
+    process.terminate(grace=5)
+    assert process.exitcode == -15, process.exitcode
     signal.setitimer(signal.ITIMER_REAL, 0)
 """,
+        method,
     )
 
 
-@pytest.mark.timeout(120)
-def test_a_thousand_processes_from_a_program_with_busy_threads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_process_with_handlers_of_its_own(method: str, tmp_path: Path) -> None:
+    """It ignores SIGTERM, and has a handler for SIGCHLD that reaps everything: neither hides an end from anybody."""
     run(
         tmp_path,
         """
+def hostile(connection):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    def reap(*_):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+    signal.signal(signal.SIGCHLD, reap)
+    inner = manycore.get_context(METHOD).Process(target=leave, args=(6,))
+    inner.start()
+    inner.join(20)
+    connection.send(inner.exitcode)
+    threading.Event().wait()
+
+if __name__ == "__main__":
+    here, there = context.Pipe()
+    process = context.Process(target=hostile, args=(there,))
+    process.start()
+    assert here.recv() == 6
+    process.terminate()
+    process.join(0.1)
+    assert process.is_alive()
+    process.terminate(grace=0.1)
+    assert process.exitcode == -9, process.exitcode
+""",
+        method,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_process_that_forks_by_itself(method: str, tmp_path: Path) -> None:
+    """A fork that comes back and runs the exit handlers, and a daemon by double fork: the process's own end counts."""
+    run(
+        tmp_path,
+        """
+def fork_and_return(connection):
+    if os.fork() == 0:
+        sys.exit(9)  # as a task that does not know better; the exit handlers run in it
+    os.wait()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            connection.send(os.getpid())
+            time.sleep(30)
+        os._exit(0)
+    os.wait()
+    return "done"
+
+if __name__ == "__main__":
+    for _ in range(3):
+        here, there = context.Pipe()
+        process = context.Process(target=fork_and_return, args=(there,), result=True)
+        process.start()
+        there.close()
+        assert process.result(20) == "done"
+        assert process.exitcode == 0, process.exitcode
+        os.kill(here.recv(), signal.SIGKILL)  # it outlives the process, as a daemon is meant to
+    assert manycore.active_children() == []
+""",
+        method,
+    )
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
+def test_processes_from_a_program_with_busy_threads(count: int, tmp_path: Path) -> None:
+    """Ten threads hold locks and log all the time: a fork of this program would stop at the first of them."""
+    run(
+        tmp_path,
+        f"""
 def hammer():
     while not ends.is_set():
         with lock:
             logging.warning("busy")
             hash(tuple(range(10)))
+
+def log_too(number):
+    logging.warning("from a child")
+    with threading.Lock():
+        return number
 
 if __name__ == "__main__":
     logging.basicConfig(stream=open(os.devnull, "w"))
@@ -400,18 +442,17 @@ if __name__ == "__main__":
     threads = [threading.Thread(target=hammer) for _ in range(10)]
     for thread in threads:
         thread.start()
-    from manycore._launch import launch
-    children = [launch("operator:is_", b"") for _ in range(980)]
-    processes = [context.Process(target=os.getpid) for _ in range(20)]
-    for process in processes:
-        process.start()
-    codes = {child.wait(40).exitcode for child in children}
-    for process in processes:
-        process.join(40)
+    numbers = []
+    for first in range(0, {count}, 50):
+        processes = [context.Process(target=log_too, args=(first + i,), result=True) for i in range(50)]
+        for process in processes:
+            process.start()
+        numbers += [process.result(60) for process in processes]
+        assert {{process.exitcode for process in processes}} == {{0}}
     ends.set()
-    assert codes == {0}
-    assert {process.exitcode for process in processes} == {0}
+    assert numbers == list(range({count}))
 """,
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -436,53 +477,3 @@ def test_an_unguarded_script_just_runs(tmp_path: Path) -> None:
         "process = context.Process(target=double, args=(4,), result=True)\nprocess.start()\nprint(process.result(20))\n"
     )
     assert run(tmp_path, body) == "8\n"
-
-
-@pytest.mark.parametrize("state", ["joining", "sleeping", "result"])
-def test_ctrl_c_is_one_traceback(state: str, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    body = f"""
-if __name__ == "__main__":
-    processes = [started() for _ in range(3)]
-    print("ready", flush=True)
-    if {state!r} == "joining":
-        processes[0].join()
-    elif {state!r} == "result":
-        context.Process(target=time.sleep, args=(100,), result=True).start()
-        time.sleep(100)
-    else:
-        time.sleep(100)
-"""
-    program.write_text(HEAD + body, encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, str(program), "zygote"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == -signal.SIGINT
-    assert err.count("Traceback") == 1, err
-    assert err.rstrip().endswith("KeyboardInterrupt")
-
-
-def test_sigterm_ends_the_tree(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        HEAD + 'if __name__ == "__main__":\n    p = started()\n    print(p.pid, flush=True)\n    p.join()\n',
-        encoding="utf-8",
-    )
-    parent = subprocess.Popen([sys.executable, str(program), "zygote"], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    pidfd = os.pidfd_open(int(parent.stdout.readline()))
-    parent.terminate()
-    parent.communicate(timeout=20)
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    assert poller.poll(5_000)
-    os.close(pidfd)
-    assert parent.returncode == -signal.SIGTERM

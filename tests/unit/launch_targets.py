@@ -6,9 +6,12 @@ import os
 import signal
 import sys
 
+SIGNALS = ["SIGINT", "SIGTERM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGHUP"]
+
 
 def report(payload: bytes, fds: list[int]) -> None:
     """What this process sees, as JSON, into the first descriptor."""
+    import faulthandler
     import json
     from pathlib import Path
 
@@ -27,6 +30,12 @@ def report(payload: bytes, fds: list[int]) -> None:
                 "sigint": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
                 "threads": len(os.listdir("/proc/self/task")),
                 "modules": sorted(sys.modules),
+                "umask": os.umask(0),
+                "signals": {
+                    **{name: signal.getsignal(signal.Signals[name]) for name in SIGNALS},
+                    "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+                    "faulthandler": faulthandler.is_enabled(),
+                },
             },
             file,
         )

@@ -86,6 +86,80 @@ def test_functions_of_main_that_are_pickled_by_reference(as_module: bool, tmp_pa
     assert done.stdout == "[0, 1, 4]\n", done.stderr
 
 
+WITHOUT_A_FILE = """
+import concurrent.futures, multiprocessing.pool, sys
+import manycore
+
+class Pair:
+    def __init__(self, value):
+        self.value = value
+
+factor = 2
+
+def double(value):
+    return Pair(factor * value)
+
+if __name__ == "__main__":
+    context = manycore.get_context(METHOD)
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as executor:
+        pairs = list(executor.map(double, range(3)))
+    with multiprocessing.pool.Pool(2, context=context) as pool:
+        pairs += pool.map(double, range(3))
+    print([pair.value for pair in pairs], {type(pair) is Pair for pair in pairs})
+"""
+
+
+@pytest.mark.parametrize("how", ["a file", "-c", "standard input"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_standard_pools_and_a_program_from_anywhere(method: str, how: str, tmp_path: Path) -> None:
+    if how != "a file" and method in {"spawn", "forkserver"}:
+        pytest.skip("the standard meaning: the child has no such function")
+    text = WITHOUT_A_FILE.replace("METHOD", repr(method))
+    (tmp_path / "program.py").write_text(text, encoding="utf-8")
+    what = {"a file": ["program.py"], "-c": ["-c", text], "standard input": []}[how]
+    done = subprocess.run(
+        [sys.executable, *what],
+        input=text if how == "standard input" else "",
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "[0, 2, 4, 0, 2, 4] {True}\n", done.stderr
+
+
+CLASSES_OF_MAIN = """
+import manycore
+
+class Pair:
+    pass
+
+def put(queue):
+    queue.put(Pair())
+
+if __name__ == "__main__":
+    context = manycore.get_context(METHOD)
+    queue = context.Queue()
+    first = context.Process(target=put, args=(queue,))
+    first.start()
+    print(type(queue.get(timeout=30)) is Pair)
+    first.join()
+    second = context.Process(target=Pair, result=True)
+    second.start()
+    print(type(second.result(30)) is Pair)
+"""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_class_of_main_is_one_class(method: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(CLASSES_OF_MAIN.replace("METHOD", repr(method)), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "True\nTrue\n", done.stderr
+
+
 def test_an_unguarded_program_that_needs_the_guard_ends(tmp_path: Path) -> None:
     text = GUARDED.replace('if __name__ == "__main__":', "if True:")
     (tmp_path / "program.py").write_text(text, encoding="utf-8")

@@ -62,6 +62,36 @@ class TestWhatAChildGets:
         monkeypatch.undo()
         assert ask()["variable"] is None
 
+    def test_the_umask_of_now(self) -> None:
+        before = os.umask(0o027)
+        try:
+            assert ask()["umask"] == 0o027
+            os.umask(0o077)
+            assert ask()["umask"] == 0o077
+        finally:
+            os.umask(before)
+        assert ask()["umask"] == before
+
+    def test_signals_are_as_documented_whatever_the_parent_has(self) -> None:
+        launcher_module.shutdown()  # a zygote that starts while the parent is so
+        handled = {signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2}
+        before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in handled}
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+        try:
+            seen = ask()["signals"]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+        assert seen == {
+            "SIGINT": signal.SIG_IGN,
+            **{signum.name: signal.SIG_DFL for signum in handled},
+            "SIGPIPE": signal.SIG_IGN,
+            "SIGHUP": signal.getsignal(signal.SIGHUP),
+            "blocked": 0,
+            "faulthandler": True,
+        }
+
     def test_an_environment_of_any_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ask()
         for number in range(3000):

@@ -5,6 +5,7 @@
     child.py        a launched process, as its parent sees it
     certificate.py  how a process ended
     zygote.py       the clean process that forks children
+    threads.py      whether the zygote has the one thread that a fork needs
     worker.py       what a forked child does around the caller's function
     standard.py     the same children by the standard start methods, for pools that ask for one
     popen.py        how each start method starts a Process; bootstrap.py is the child's side
@@ -12,6 +13,7 @@
     lifeline.py     ties daemonic processes of the standard methods to their parent
     outcome.py      what a process's function returned or raised
     stacks.py       the Python stacks of a running process
+    last_words.py   the Python stacks of one that a fatal signal ended
     tree.py         the processes below a process
     wire.py         the records between them
     interpreter.py  the command that executes a zygote

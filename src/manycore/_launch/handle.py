@@ -116,7 +116,7 @@ class Zygote:
         return os.waitstatus_to_exitcode(status) if pid else None
 
     def fresh_context(self) -> tuple[Any, ...] | None:
-        """The directory, environment, path and arguments of this process, if they changed since the last request."""
+        """What children take over beside descriptors and limits, if it changed since the last request."""
         try:
             cwd = os.getcwd()
         except OSError:
@@ -127,11 +127,19 @@ class Zygote:
             environment,
             interpreter.import_path(),
             [str(argument) for argument in getattr(sys, "argv", [])],
+            _umask(),
         )
         if context == self.context:
             return None
-        self.context = (cwd, dict(environment), context[2], list(context[3]))
+        self.context = (cwd, dict(environment), *context[2:])
         return self.context
+
+
+def _umask() -> int:
+    """This process's umask; asking the kernel with umask(2) would set it for a moment, in all threads."""
+    with open("/proc/self/status", "rb", buffering=0) as file:
+        text = file.read(512)
+    return int(text.partition(b"\nUmask:")[2].split(None, 1)[0], 8)
 
 
 def high(fd: int) -> int:

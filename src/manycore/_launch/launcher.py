@@ -36,11 +36,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from manycore._launch import wire
+from manycore._launch import oom, wire
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import Child, bury, exit_code_from_kernel
 from manycore._launch.handle import Request, Zygote, high, is_stopped, memfd, standard
-from manycore._launch.oom import OomWatch
 from manycore._memory import keeper
 
 _REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
@@ -90,7 +89,7 @@ class Launcher:
         self._wake = high(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
-        self._oom = OomWatch()
+        self._oom = oom.current()
         self._thread: threading.Thread | None = None
 
     # -- called by any thread ----------------------------------------------------------------------------
@@ -204,16 +203,19 @@ class Launcher:
             return
         if self._ending:
             raise OSError(errno.ESHUTDOWN, "the interpreter is ending")
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="manycore-reaper", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # what it says of EAGAIN
+                raise OSError(errno.EAGAIN, f"{error} (RLIMIT_NPROC, or a control group's limit)") from None
+            self._thread = thread
         zygote = self._zygote = Zygote(self._lifeline, self._lifeline_write, keeper.client_fd(), self._kept)
         self._unsent_preloads = list(self._preloads)
         self._epoll.register(zygote.socket.fileno(), select.EPOLLIN)
         if zygote.pidfd >= 0:
             self._epoll.register(zygote.pidfd, select.EPOLLIN)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="manycore-reaper", daemon=True)
-            self._thread.start()
-        else:
-            self._wake_reaper()
+        self._wake_reaper()
         if self._unsent_preloads:
             self._send_waiting()
 
@@ -349,6 +351,9 @@ class Launcher:
             elif report[0] == wire.FAILED:
                 self._fail(report[1], _launch_error(report[3], report[2]), calls)
             elif report[0] == wire.PRELOAD_FAILED:
+                if report[1] in self._preloads:  # no zygote need try again
+                    self._preloads.remove(report[1])
+                self._deaths = 0  # should this one end itself for that, it is no fault of the rest
                 self._warn_of_preload(report[1], report[2])
 
     def _started(self, launch_id: int, pid: int, pidfd: int) -> None:
@@ -533,12 +538,25 @@ def shutdown() -> None:
 
 
 def _at_exit() -> None:
-    if _current is not None and _is_interrupted():
+    try:
+        if _is_interrupted():
+            _end_interrupted()
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:  # it waits for the processes that the interpreter is to wait for; ours may be among them
+            util._exit_function()
+    except KeyboardInterrupt:  # while it waits
+        _end_interrupted()
+        raise
+    finally:
+        shutdown()
+
+
+def _end_interrupted() -> None:
+    """End what was started, heeding no further Ctrl-C: that takes a bounded time, and one traceback is enough."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _current is not None:
         _current.terminate_all()
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:  # it waits for the processes that the interpreter is to wait for; ours may be among them
-        util._exit_function()
-    shutdown()
 
 
 def _is_interrupted() -> bool:

@@ -5,17 +5,26 @@ standard library's queues, pipes and executor send a name, "function f of `__mai
 have it. When one of them asks for a name that is not there, the program's file is run once as "spawn" would
 run it, under the name `__mp_main__`, and what it defines is added. Nobody else's question does that.
 
+A program without a file (`-c`, standard input, a notebook) cannot be run again. What its functions and classes were
+when the process started then goes along by value, to those processes that run code of the standard library's: its
+executor's and its pool's workers.
+
 Source: the meaning is `multiprocessing.spawn`'s.
 """
 
 from __future__ import annotations
 
-import runpy
+import os
 import sys
 import threading
 import types
-from multiprocessing import process, spawn
-from typing import Any
+from multiprocessing import process
+
+from manycore._memory import codec
+
+TYPE_CHECKING = False  # every process imports this module, so it imports little itself
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["describe", "install"]
 
@@ -24,10 +33,33 @@ _lock = threading.RLock()
 _where: dict[str, Any] = {}
 
 
-def describe(name: str) -> dict[str, Any]:
-    """In the parent: how its main module can be run again."""
+def describe(name: str, target: Any) -> dict[str, Any]:
+    """In the parent: how its main module can be run again, or else what it defines.
+
+    Args:
+        name: The process's.
+        target: What the process calls.
+    """
+    from multiprocessing import spawn
+
     data = spawn.get_preparation_data(name)
-    return {key: data[key] for key in ("init_main_from_name", "init_main_from_path") if key in data}
+    where: dict[str, Any] = {key: data[key] for key in ("init_main_from_name", "init_main_from_path") if key in data}
+    if not os.path.isfile(where.get("init_main_from_path", __file__)):  # "<stdin>"
+        del where["init_main_from_path"]
+    if not where and str(getattr(target, "__module__", "")).startswith(_ASKERS[:2]):
+        where["definitions"] = _definitions()
+    return where
+
+
+def _definitions() -> dict[str, bytes]:
+    found = {}
+    for name, value in list(vars(sys.modules["__main__"]).items()):
+        if isinstance(value, (type, types.FunctionType)) and value.__module__ == "__main__":
+            try:
+                found[name] = codec.dumps(value)
+            except Exception:  # it refers to what cannot be pickled: whoever asks for it is told that it is not there
+                continue
+    return found
 
 
 class _Main(types.ModuleType):
@@ -57,6 +89,12 @@ def _run(main: types.ModuleType) -> None:
             return
         where = dict(_where)
         _where.clear()
+        if "definitions" in where:
+            for name, data in where["definitions"].items():
+                vars(main).setdefault(name, codec.loads(data))
+            return
+        import runpy
+
         current = process.current_process()
         current._inheriting = True  # type: ignore[attr-defined]  # so that a program without a guard starts nothing
         try:

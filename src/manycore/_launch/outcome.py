@@ -7,11 +7,13 @@ that is killed half-way has left nothing, since the length is written last.
 from __future__ import annotations
 
 import os
-import traceback
 from multiprocessing import reduction
-from typing import Any
 
 from manycore._memory import codec
+
+TYPE_CHECKING = False  # every process imports this module, so it imports little itself
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Outcome"]
 
@@ -44,6 +46,8 @@ class Outcome:
 
     def put_exception(self, error: BaseException) -> None:
         """Record what the function raised, or at least its text."""
+        import traceback
+
         text = "".join(traceback.format_exception(error))
         try:
             data = codec.dumps((False, error, text), to_parent=True)

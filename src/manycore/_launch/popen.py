@@ -6,24 +6,28 @@
     forkserver  ForkServerPopen  the standard's, watched by pidfd
 
 If a process dies: its pidfd is ready, whoever holds copies of its pipes, and whoever reaps it. If
-    somebody else has reaped it, the kernel is asked for its exit code (Linux 6.15).
+    somebody else has reaped it, the kernel is asked for its exit code (Linux 6.15). Its certificate has what
+    wait4 told; processor time and memory are 0 where somebody else was told, which with "forkserver" is always so.
 Unlike multiprocessing: the sentinel is a pidfd and not the end of a pipe, which a grandchild can hold
     open; a child that is reaped by others is seen to have ended.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import select
 import signal
 import sys
+import threading
 import time
 from multiprocessing import context as _std_context
 from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spawn_posix, process, util
 from typing import TYPE_CHECKING, Any
 
-from manycore._launch import launcher, main_module, tree
+from manycore import errors
+from manycore._launch import launcher, main_module, oom, tree, watch
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import bury, exit_code_from_kernel, is_ready
 from manycore._memory import codec
@@ -58,7 +62,7 @@ class ZygotePopen:
     method = "zygote"
     DupFd = InheritedFd
 
-    def __init__(self, process_obj: BaseProcess, on_death: Callable[[Any], object] | None = None) -> None:
+    def __init__(self, process_obj: Any) -> None:
         util._flush_std_streams()  # type: ignore[attr-defined]
         self.returncode: int | None = None
         self._fds: list[int] = []
@@ -75,6 +79,7 @@ class ZygotePopen:
             launcher.preload(*_own_modules(type(process_obj)))
             head = pickle.dumps({**_preparation(process_obj), "tracker": tracker is not None})
             payload = len(head).to_bytes(4, "little") + head + body
+            on_death = process_obj._on_death
             on_exit: Any = None if on_death is None else lambda _: on_death(process_obj)
             self.child = launcher.launch(_ENTRY, payload, fds, title=_title(process_obj), on_exit=on_exit, linger=True)
         finally:
@@ -143,7 +148,7 @@ def _preparation(process_obj: BaseProcess) -> dict[str, Any]:
         "log_to_stderr": util._log_to_stderr,  # type: ignore[attr-defined]
         "log_level": None if logger is None else logger.getEffectiveLevel(),
         "main": codec.describe_main(),
-        "where": main_module.describe(process_obj.name),
+        "where": main_module.describe(process_obj.name, getattr(process_obj, "_target", None)),
     }
 
 
@@ -168,23 +173,41 @@ class _Watched:
     _pidfd = -1
     _certificate: Certificate | None = None
     _born = 0.0
+    _killed = False  # by us, so that the out-of-memory killer is not asked about
 
-    def _watch(self) -> None:
-        """Called once the process has started."""
+    def _prepare(self, process_obj: Any) -> None:
+        """Called before the process is started."""
+        self._words = process_obj._words
+        self._title = _title(process_obj)
+        self._lock = threading.Lock()  # the end is learned once, by whichever thread
         self._born = time.monotonic()
+        oom.current()
+
+    def _watch(self, process_obj: Any) -> None:
+        """Called once the process has started."""
         try:
             pidfd = os.pidfd_open(self.pid)
         except OSError:  # it has ended and somebody else reaped it, or no descriptor is left: the pipe must do
-            return
-        self._pidfd = self.sentinel = pidfd
-        self._close_pidfd = util.Finalize(self, os.close, (pidfd,))
+            pass
+        else:
+            self._pidfd = self.sentinel = pidfd
+            self._close_pidfd = util.Finalize(self, os.close, (pidfd,))
+        on_death = process_obj._on_death
+        if on_death is not None:
+            watch.shared().watch_copy(self.sentinel, lambda: self._tell(process_obj, on_death))
+
+    def _tell(self, process_obj: Any, on_death: Callable[[Any], object]) -> None:
+        self.poll(0)
+        on_death(process_obj)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """The exit code, or None while the process runs; `flag` 0 waits for it."""
         if self.returncode is None:
             if flag == 0:
                 self._wait_for_pidfd(None)
-            self._learn(flag)
+            with self._lock:
+                if self.returncode is None:
+                    self._learn(flag)
         return self.returncode
 
     def _learn(self, flag: int) -> None:
@@ -206,7 +229,9 @@ class _Watched:
 
     def _end(self, code: int | None, user: float = 0.0, system: float = 0.0, peak: int = 0) -> None:
         wall = time.monotonic() - self._born
-        self._certificate = Certificate(self.pid, "", code, user, system, peak, wall)
+        killed = code == -signal.SIGKILL and not self._killed and oom.current().has_killed()
+        stack = self._words.get() if code is not None and code < 0 else ""
+        self._certificate = Certificate(self.pid, self._title, code, user, system, peak, wall, killed, stack or None)
         bury(self.pid)
         self.returncode = UNKNOWN_EXIT_CODE if code is None else code
 
@@ -232,6 +257,8 @@ class _Watched:
         self._send_signal(signal.SIGCONT)
 
     def _send_signal(self, sig: int) -> None:
+        if sig == signal.SIGKILL:
+            self._killed = True
         if self.returncode is None:
             try:
                 if self._pidfd >= 0:
@@ -273,9 +300,10 @@ class ForkPopen(_Watched, popen_fork.Popen):
 
     def _launch(self, process_obj: BaseProcess) -> None:
         self._gate = os.pipe2(os.O_CLOEXEC)
+        self._prepare(process_obj)
         try:
             super()._launch(_Gated(self, process_obj))  # type: ignore[misc]
-            self._watch()
+            self._watch(process_obj)
             os.write(self._gate[1], b"!")
         finally:
             for fd in self._gate:
@@ -301,17 +329,23 @@ class SpawnPopen(_Watched, popen_spawn_posix.Popen):
     """The standard "spawn"."""
 
     def _launch(self, process_obj: BaseProcess) -> None:
+        self._prepare(process_obj)
         super()._launch(process_obj)  # type: ignore[misc]
-        self._watch()
+        self._watch(process_obj)
 
 
 class ForkServerPopen(_Watched, popen_forkserver.Popen):
     """The standard "forkserver", whose server reports exit codes through a pipe."""
 
     def _launch(self, process_obj: BaseProcess) -> None:
-        super()._launch(process_obj)  # type: ignore[misc]
+        self._prepare(process_obj)
+        try:
+            super()._launch(process_obj)  # type: ignore[misc]
+        except (EOFError, ConnectionError, BlockingIOError) as error:
+            problem = f"the fork server could not start the process: {str(error) or 'no answer'}"
+            raise errors.LaunchError(errno.EAGAIN, problem) from error
         self._report = self.sentinel
-        self._watch()
+        self._watch(process_obj)
 
     def _learn(self, flag: int) -> None:
         if self._pidfd >= 0 and not is_ready(self._pidfd):

@@ -13,7 +13,6 @@ Unlike multiprocessing: a child leads a process group, which ends with it; Ctrl-
 
 from __future__ import annotations
 
-import faulthandler
 import importlib
 import os
 import signal
@@ -22,9 +21,9 @@ import threading
 from multiprocessing import process, reduction
 from typing import TYPE_CHECKING, Any, Final
 
-from manycore._launch import popen, stacks
+from manycore._launch import popen, stacks, watch
+from manycore._launch.last_words import LastWords
 from manycore._launch.lifeline import Tie
-from manycore._launch.watch import Watcher
 from manycore._memory import codec
 
 if TYPE_CHECKING:
@@ -35,11 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "StandardChild", "launch_standard"]
 
 METHODS: Final = {"fork": popen.ForkPopen, "spawn": popen.SpawnPopen, "forkserver": popen.ForkServerPopen}
-
-_STACK_BYTES: Final = 16 * 1024  # of a report of a fatal signal
-
-_watcher: Watcher | None = None
-_lock = threading.Lock()
 
 
 class _Fds:
@@ -59,10 +53,13 @@ def _arrived(*handles: Any) -> _Fds:
 class _Process(process.BaseProcess):
     """What the child runs."""
 
+    _on_death = None
+
     def __init__(self, method: str, entry: str, payload: bytes, fds: Sequence[int], title: str) -> None:
         super().__init__(name=title, daemon=True)
         self._start_method = method  # of the processes that it starts
         self._tie = Tie()
+        self._words = LastWords()
         self._entry = entry
         self._payload = payload
         self._fds = _Fds(fds)
@@ -79,8 +76,8 @@ class _Process(process.BaseProcess):
         return code
 
     def run(self) -> None:
-        stack, *fds = [os.dup(fd) for fd in self._fds.fds]  # after a fork, others here think that these are theirs
-        faulthandler.enable(file=stack)
+        fds = [os.dup(fd) for fd in self._fds.fds]  # after a fork, others here think that these are theirs
+        self._words.listen(always=True)
         codec.keep_main()
         module, _, function = self._entry.partition(":")
         sys.exit(getattr(importlib.import_module(module), function)(self._payload, fds))
@@ -108,15 +105,10 @@ class StandardChild:
         self._on_exit = on_exit
         self._status: Certificate | None = None
         self._ended = threading.Event()
-        self._stack = os.memfd_create("manycore-fatal", os.MFD_CLOEXEC)
-        try:
-            self._popen = METHODS[method](_Process(method, entry, payload, [self._stack, *fds], title))
-        except BaseException:
-            os.close(self._stack)
-            raise
+        self._popen = METHODS[method](_Process(method, entry, payload, fds, title))
         self.pid: int = self._popen.pid
         self.sentinel: int = self._popen.sentinel
-        _current_watcher().watch(self.sentinel, self._on_end)
+        watch.shared().watch(self.sentinel, self._on_end)
 
     def __repr__(self) -> str:
         return f"<StandardChild {self.title!r} pid={self.pid} {'ended' if self._ended.is_set() else 'started'}>"
@@ -158,10 +150,7 @@ class StandardChild:
         self._popen.wait()
         certificate = self._popen.certificate()
         if certificate is not None:
-            size = min(os.fstat(self._stack).st_size, _STACK_BYTES)
-            text = os.pread(self._stack, size, 0).decode("utf-8", "replace")
-            self._status = certificate._replace(title=self.title, stack=text or None)
-        os.close(self._stack)
+            self._status = certificate._replace(title=self.title)
         self._ended.set()
         if self._on_exit is not None:
             self._on_exit(self)
@@ -185,7 +174,7 @@ def launch_standard(
         payload: Any number of bytes.
         fds: Descriptors that the process gets duplicates of.
         title: The process's name, for messages.
-        on_exit: Called with the child once its status is known, in a thread of this module's.
+        on_exit: Called with the child once its status is known, in the shared watcher's thread.
 
     Raises:
         OSError: It could not be started.
@@ -200,21 +189,3 @@ def _kill_group(pid: int, pidfd: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except OSError:
         pass
-
-
-def _current_watcher() -> Watcher:
-    global _watcher
-    with _lock:
-        if _watcher is None:
-            _watcher = Watcher("manycore-standard-reaper")
-        return _watcher
-
-
-def _forget() -> None:
-    """In a fork: the thread is not there."""
-    global _watcher, _lock
-    _watcher = None
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget)

@@ -1,4 +1,4 @@
-"""A thread that calls back when a descriptor is ready or a time has come; one a group or supervisor.
+"""A thread that calls back when a descriptor is ready or a time has come; one a group or supervisor, and a shared one.
 
 Invariants:
     callbacks run in the watcher's thread, one at a time, none after `close` has returned
@@ -9,6 +9,7 @@ If a process dies: its pidfd is ready. A fork of this process has no watcher.
 
 from __future__ import annotations
 
+import fcntl
 import heapq
 import itertools
 import os
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["Watcher"]
+__all__ = ["Watcher", "shared"]
 
 
 class Watcher:
@@ -45,6 +46,16 @@ class Watcher:
         with self._lock:
             self._callbacks[fd] = callback
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def watch_copy(self, fd: int, callback: Callable[[], object]) -> None:
+        """As `watch`, with a duplicate of `fd`, which may be closed before."""
+        copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+
+        def call() -> None:
+            os.close(copy)
+            callback()
+
+        self.watch(copy, call)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> None:
         """Call back once when `seconds` have passed."""
@@ -97,3 +108,27 @@ class Watcher:
         while self._times and self._times[0][0] <= now:
             ready.append(heapq.heappop(self._times)[2])
         return ready
+
+
+_shared: Watcher | None = None
+_shared_lock = threading.Lock()
+_hooked = False
+
+
+def shared() -> Watcher:
+    """One for all of this process, made at the first call."""
+    global _shared, _hooked
+    with _shared_lock:
+        if _shared is None:
+            _shared = Watcher("manycore-watcher")
+            if not _hooked:
+                _hooked = True
+                os.register_at_fork(after_in_child=_forget)
+        return _shared
+
+
+def _forget() -> None:
+    """In a fork: the thread is not there."""
+    global _shared, _shared_lock
+    _shared = None
+    _shared_lock = threading.Lock()

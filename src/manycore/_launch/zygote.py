@@ -23,8 +23,9 @@ If a process dies:
         process be stopped, the kernel continues it then; while it imports, the kernel kills it.
     the zygote: the children go on; the parent learns their exit codes otherwise and executes another.
 
-A spare child is forked in advance after each launch, and takes the next request; it knows the parent's
-directory, environment and path of that moment, so it is dropped when they change.
+A spare child is forked in advance once the last one launched has ended, or has had a moment for its own start,
+and takes the next request; it knows the parent's directory, environment and path of that moment, so it is dropped
+when they change.
 
 Source: Chrome's Linux zygote, for the idea; the mechanisms are in worker.py.
 """
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import _socket
 import array
+import errno
 import faulthandler
 import gc
 import marshal
@@ -43,7 +45,7 @@ import signal
 import sys
 import time
 
-from manycore._launch import wire, worker
+from manycore._launch import last_words, threads, wire, worker
 from manycore._memory import keeper
 from manycore._memory.keeper import Keeper
 from manycore._native import process as _native
@@ -53,12 +55,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    Context = tuple[str | None, dict[bytes, bytes], list[str], list[str]]
+    Context = tuple[str | None, dict[bytes, bytes], list[str], list[str], int]
 
-_MAX_STACK_BYTES = 16 * 1024  # of a report; faulthandler's for a hundred threads is longer than anyone reads
 _FD_BYTES = 4
 _SPARE_S = 2.0  # that a spare child is kept; it costs about 3 MB
+_SPARE_AFTER_S = 0.004  # from a launch to the next spare, unless the child ends sooner: both would want the same cores
 _FATAL = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}  # those of faulthandler.enable
+_NO_ROOM = " (the user's limit of processes, RLIMIT_NPROC, or that of a control group or of the machine)"
 _LINGER_S = 0.3  # what a child that may linger has after its parent's death; all are to be gone within a second
 
 
@@ -83,9 +86,10 @@ class Zygote:
         self._children: dict[int, _Child] = {}
         self._unsent: list[bytes] = []
         self._cwd: str | None = None
+        self._preloaded: list[str] = []
         self._frozen = False
         self._spare: tuple[int, _socket.socket, float] | None = None  # its pid, our end of its socket, its last moment
-        self._wants_spare = False
+        self._spare_due = 0.0  # when the next spare is to be made; 0: no process was launched since the last
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._arm(signal.SIGCONT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -103,8 +107,6 @@ class Zygote:
         """Serve until the parent is gone."""
         while True:
             events = self._poller.poll(self._patience_ms())
-            if self._spare is not None and not events and time.monotonic() >= self._spare[2]:
-                self._drop_spare()
             for fd, event in events:
                 if fd == self._wake_read:
                     self._drain_wakeups()
@@ -120,10 +122,14 @@ class Zygote:
                         self._serve()
 
     def _patience_ms(self) -> float | None:
-        """How long to wait for events; a spare is made when there are none, and dropped when it was not needed."""
-        if self._wants_spare and self._spare is None and not self._poller.poll(0):
+        """How long to wait for events; a spare is made in a quiet moment, and dropped when it was not needed."""
+        now = time.monotonic()
+        if self._spare is not None and now >= self._spare[2]:
+            self._drop_spare()
+        if self._spare is None and self._spare_due and now >= self._spare_due and not self._poller.poll(0):
             self._make_spare()
-        waits = [] if self._spare is None else [self._spare[2] - time.monotonic()]
+        due = self._spare_due if self._spare is None else self._spare[2]
+        waits = [due - now] if due else []
         if self._keeper is not None and (until := self._keeper.expire()) is not None:
             waits.append(until)
         return max(0.0, min(waits)) * 1000 if waits else None
@@ -176,15 +182,19 @@ class Zygote:
             try:
                 _, child = self._fork(lambda: self._take(request, fds, wire.CONTROL_FD), [wire.CONTROL_FD, *fds])
             except OSError as error:
-                text = f"the zygote cannot fork: {error.strerror}"
+                text = f"the zygote cannot fork: {error.strerror}{_NO_ROOM if error.errno == errno.EAGAIN else ''}"
                 self._report(wire.FAILED, launch_id, error.errno or 0, text)
                 return
             child.launch_id = launch_id
             child.linger = linger
-        self._wants_spare = True
+        self._spare_due = time.monotonic() + _SPARE_AFTER_S
 
     def _fork(self, run: Callable[[], int], keep: list[int]) -> tuple[int, _Child]:
         """Fork a child that runs `run` with the descriptors of `keep`, and ends with what that returns."""
+        count = threads.count()
+        if count > 1:
+            blame = ", ".join(self._preloaded) or "what the interpreter imports at its start (sitecustomize, *.pth)"
+            raise OSError(errno.EDEADLK, f"it has {count} threads, which a fork does not copy; from one of: {blame}")
         stack = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
         lifeline = -1
         try:
@@ -231,7 +241,7 @@ class Zygote:
 
     def _make_spare(self) -> None:
         """Fork a child in advance: it is ready but for its request, and so saves the next launch half its time."""
-        self._wants_spare = False
+        self._spare_due = 0.0
         self._freeze()
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
@@ -281,7 +291,8 @@ class Zygote:
 
     def _adopt(self, context: Context) -> None:
         self._drop_spare()
-        self._cwd, environment, path, argv = context
+        self._cwd, environment, path, argv, umask = context
+        os.umask(umask)
         now = os.environb
         for name in [name for name in now if name not in environment]:
             del now[name]
@@ -298,7 +309,19 @@ class Zygote:
             error = self._import(name)
             if error:
                 self._report(wire.PRELOAD_FAILED, name, error)
+            elif not threads.settle():
+                self._report(wire.PRELOAD_FAILED, name, "it starts threads, and with threads no fork is safe")
+                self._retire()
+            else:
+                self._preloaded.append(name)
         self._reap()
+
+    def _retire(self) -> NoReturn:
+        """Leave the children to themselves and the parent to another zygote: what this one has imported cannot stay."""
+        while self._unsent:
+            select.poll().poll(1)
+            self._flush()
+        os._exit(0)
 
     def _import(self, name: str) -> str:
         if name in sys.modules:
@@ -345,7 +368,7 @@ class Zygote:
                 continue  # an orphan of some child's
             text = ""
             if info.si_code != os.CLD_EXITED and info.si_status in _FATAL:
-                text = _last_words(child.stack)
+                text = last_words.read(child.stack)
             os.close(child.stack)
             os.close(child.lifeline)
             if not child.launch_id:
@@ -363,6 +386,8 @@ class Zygote:
                 time.monotonic() - child.born,
                 text,
             )
+            if self._spare_due:  # a core is free, and whoever waited for this child may start the next
+                self._spare_due = child.born
 
     def _report(self, *report: Any) -> None:
         self._unsent.append(marshal.dumps(report))
@@ -441,13 +466,6 @@ def _decode(record: bytes, fds: array.array[int]) -> tuple[Any, ...]:
         request = marshal.loads(worker.read_all(fds.pop(0)))  # noqa: S302
     found: tuple[Any, ...] = request
     return found
-
-
-def _last_words(stack: int) -> str:
-    """What faulthandler wrote for a fatal signal, behind whatever was asked for before."""
-    size = os.fstat(stack).st_size
-    text = os.pread(stack, 4 * _MAX_STACK_BYTES, max(0, size - 4 * _MAX_STACK_BYTES)).decode("utf-8", "replace")
-    return text[text.rfind("Fatal Python error") :][:_MAX_STACK_BYTES] if "Fatal Python error" in text else ""
 
 
 def _kill_group(pid: int) -> None:

@@ -50,7 +50,7 @@ received: dict[Token, int] = {}  # hash of the definition last received; only fo
 _origin = 0
 _origin_pid = 0
 _minted = 0
-main_is_kept = False  # this worker has a `__main__` of its own, with the parent's classes in it
+main_is_kept = True  # this process has a `__main__` of its own: it is a program, or a fork of one, or imported it anew
 memories: dict[Token, Any] = {}  # definitions as last pickled here
 
 
@@ -78,6 +78,8 @@ def become_worker(main: dict[str, Any] | None = None) -> None:
     Args:
         main: What the parent's `__main__` says of itself (see `describe_main`).
     """
+    global main_is_kept
+    main_is_kept = False
     module = types.ModuleType("__main__")
     module.__dict__.update(main or {})
     module.__dict__["__name__"] = "__main__"
@@ -97,7 +99,11 @@ def keep_main() -> None:
 
 
 def own_class(kind: str, parts: list[Any]) -> type | None:
-    """The class that a definition describes, where this worker's own `__main__` has it."""
+    """The class that a definition describes, where this process's own `__main__` has it.
+
+    That a class goes by its name, as the standard library has it, is what makes a class of a forked or spawned process,
+    which has tokens of its own, the program's.
+    """
     if not main_is_kept or kind not in {"class", "enum"}:
         return None
     module, qualname = (parts[3].get("__module__"), parts[3].get("__qualname__")) if kind == "class" else parts[3:5]

@@ -1,0 +1,149 @@
+"""Certificates: what is known of a process's end, under every start method."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import manycore
+from manycore._launch import machine, oom
+
+
+@pytest.fixture(params=["zygote", "fork", "spawn", "forkserver"])
+def context(request: pytest.FixtureRequest) -> Any:
+    return manycore.get_context(request.param)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_standard_helpers_left() -> Iterator[None]:
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+def work(seconds: float, size: int) -> None:
+    held = bytearray(size)
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        held[0] = 1
+
+
+def die(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+
+
+def ended(process: Any) -> Any:
+    process.start()
+    process.join(30)
+    assert process.certificate is not None
+    return process.certificate
+
+
+def test_time_and_memory(context: Any) -> None:
+    certificate = ended(context.Process(target=work, args=(0.1, 64 << 20)))
+    assert certificate.exitcode == 0
+    assert certificate.describe() == "exit code 0"
+    assert certificate.signal_name is certificate.stack is None
+    assert certificate.oom is False
+    assert certificate.wall_seconds >= 0.1
+    if context._name != "forkserver":  # there the fork server is told, which passes on nothing but the exit code
+        assert certificate.user_seconds + certificate.system_seconds >= 0.09
+        assert certificate.peak_rss_bytes > 64 << 20
+
+
+@pytest.mark.parametrize("signum", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_fatal_signal_leaves_the_stack(signum: int, context: Any) -> None:
+    was_on = faulthandler.is_enabled()
+    faulthandler.disable()  # a fork would keep it as it is
+    try:
+        certificate = ended(context.Process(target=die, args=(signum,)))
+    finally:
+        if was_on:
+            faulthandler.enable()
+    assert certificate.exitcode == -signum
+    assert certificate.signal_name == signal.Signals(signum).name
+    assert certificate.stack.startswith("Fatal Python error")
+    assert "in die" in certificate.stack
+
+
+def test_a_signal_that_is_not_a_fault_leaves_none(context: Any) -> None:
+    certificate = ended(context.Process(target=die, args=(signal.SIGTERM,)))
+    assert (certificate.signal_name, certificate.stack) == ("SIGTERM", None)
+
+
+@pytest.mark.parametrize("end", ["return", "killed"])
+def test_on_death_is_called_once(end: str, context: Any) -> None:
+    seen: list[Any] = []
+    called = threading.Event()
+
+    def on_death(process: Any) -> None:
+        seen.append((process, process.exitcode, process.certificate.exitcode, threading.current_thread()))
+        called.set()
+
+    target, args = (die, (signal.SIGKILL,)) if end == "killed" else (work, (0, 0))
+    process = context.Process(target=target, args=args, on_death=on_death)
+    process.start()
+    process.join(30)  # learns the end at the same time
+    assert called.wait(30)
+    code = -signal.SIGKILL if end == "killed" else 0
+    assert [found[:3] for found in seen] == [(process, code, code)]
+    assert seen[0][3] is not threading.current_thread()
+
+
+def test_on_death_of_one_that_is_closed_at_once(context: Any) -> None:
+    called = threading.Event()
+    process = context.Process(target=work, args=(0, 0), on_death=lambda _: called.set())
+    process.start()
+    process.join(30)
+    process.close()
+    assert called.wait(30)
+
+
+# What kernels write: cgroup version 2, version 1, and the machine's own count.
+RECORDED = {
+    "memory.events": "low 0\nhigh 0\nmax 812\noom 3\noom_kill {}\noom_group_kill 0\n",
+    "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n",
+}
+
+
+@pytest.mark.parametrize("name", list(RECORDED))
+def test_what_the_kernel_counts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_cgroups", lambda: [str(tmp_path / "nothing here"), str(tmp_path)])
+
+    def counted(kills: int) -> None:
+        (tmp_path / name).write_text(RECORDED[name].format(kills), encoding="ascii")
+
+    counted(2)
+    watch = oom.OomWatch()
+    assert watch.has_killed() is False
+    counted(4)  # two at once: each of the two dead processes finds its own
+    assert [watch.has_killed() for _ in range(3)] == [True, True, False]
+    counted(5)
+    watch._seen = 4
+    assert watch.has_killed() is True
+
+
+def test_kills_of_others_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_cgroups", lambda: [str(tmp_path)])
+    (tmp_path / "memory.events").write_text("oom_kill 0\n", encoding="ascii")
+    watch = oom.OomWatch()
+    (tmp_path / "memory.events").write_text("oom_kill 3\n", encoding="ascii")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert watch.has_killed() is True
+    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
+    assert watch.has_killed() is False
+
+
+def test_a_kernel_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oom, "_count", lambda: None)
+    assert oom.OomWatch().has_killed() is None
