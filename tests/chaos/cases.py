@@ -51,11 +51,15 @@ CORE = {
     "holds_the_interpreter",
 }  # fmt: skip
 
-# Not under the standard start methods, and why.
-ZYGOTE_ONLY = {
-    "at_random_instants": "a start takes longer than the time between two kills, and the pool is right to give up",
-    "replacements_die_while_they_start": "the same",
-    "grandchild_that_holds_every_descriptor": "what leaves its process group is adopted by a zygote, by nobody else",
+# Cases that are not for some start methods, and why.
+_TOO_SLOW = "a start takes longer than the time between two kills, and the pool is right to give up"
+_ESCAPED = "what leaves its process group is adopted by a zygote, by nobody else"
+NOT_UNDER = {
+    "at_random_instants": ({"fork", "spawn", "forkserver"}, _TOO_SLOW),
+    "replacements_die_while_they_start": ({"fork", "spawn", "forkserver"}, _TOO_SLOW),
+    "ledger_short": ({"spawn", "forkserver"}, _TOO_SLOW),
+    "ledger_long": ({"spawn", "forkserver"}, _TOO_SLOW),
+    "grandchild_that_holds_every_descriptor": ({"fork", "spawn", "forkserver"}, _ESCAPED),
 }
 
 
@@ -64,7 +68,7 @@ def everywhere(cases: Iterable[str], slow: Sequence[str] = ()) -> pytest.MarkDec
     found = []
     for name in cases:
         for method in ("zygote", "fork", "spawn", "forkserver"):
-            if method != "zygote" and name in ZYGOTE_ONLY:
+            if name in NOT_UNDER and method in NOT_UNDER[name][0]:
                 continue
             for face in ("pool", "executor"):
                 core = name in CORE and (face == "pool") == (method != "spawn")

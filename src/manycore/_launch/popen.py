@@ -334,6 +334,20 @@ class SpawnPopen(_Watched, popen_spawn_posix.Popen):
         self._watch(process_obj)
 
 
+def _forget_forkserver() -> None:
+    """In a fork: the server is the parent's; this process starts its own when it needs one."""
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+    fresh = type(server)()
+    fresh._preload_modules = server._preload_modules
+    vars(server).clear()
+    vars(server).update(vars(fresh))
+
+
+os.register_at_fork(after_in_child=_forget_forkserver)
+
+
 class ForkServerPopen(_Watched, popen_forkserver.Popen):
     """The standard "forkserver", whose server reports exit codes through a pipe."""
 
