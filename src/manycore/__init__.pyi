@@ -7,6 +7,9 @@ from manycore._launch import Certificate as Certificate
 from manycore._launch import cpu_count as cpu_count
 from manycore._launch import preload as preload
 from manycore._observe.progress import Progress as Progress
+from manycore.channels import Broadcast as Broadcast
+from manycore.channels import Channel as Channel
+from manycore.channels import broadcast as broadcast
 from manycore.context import Array as Array
 from manycore.context import Barrier as Barrier
 from manycore.context import Condition as Condition
@@ -84,9 +87,11 @@ __all__ = [
     "AuthenticationError",
     "Barrier",
     "BoundedSemaphore",
+    "Broadcast",
     "BrokenBarrierError",
     "BufferTooShort",
     "Certificate",
+    "Channel",
     "ChannelClosed",
     "Condition",
     "DeadlockError",
@@ -132,6 +137,7 @@ __all__ = [
     "__version__",
     "active_children",
     "allow_connection_pickling",
+    "broadcast",
     "cpu_count",
     "current_process",
     "current_task",

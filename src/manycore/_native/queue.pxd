@@ -35,12 +35,14 @@ cdef extern from "queue.h" nogil:
     ctypedef struct mc_queue_end:
         mc_word version
     ctypedef struct mc_queue_waits:
+        mc_word awaited
         mc_bells bells
     ctypedef struct mc_queue_work:
         bint kept
         mc_queue_waits waits
         mc_word changed
     ctypedef struct mc_queue:
+        bint meets
         uint64_t most
         mc_word closed
         mc_lock writers
@@ -78,6 +80,7 @@ cdef extern from "queue.h" nogil:
     int mc_queue_next_record(mc_queue_handle *q, mc_queue_cursor *c, uint64_t *kind, uint64_t *size)
     int mc_queue_read(mc_queue_handle *q, mc_queue_cursor *c, void *into, size_t size)
     void mc_queue_give_back(mc_queue_handle *q, uint32_t first, uint32_t last)
+    void mc_queue_announce(mc_queue *s)
     void mc_queue_arm(mc_queue_waits *waits, int slot)
     void mc_queue_hold(mc_queue *s, uint64_t self, uint64_t many)
     bint mc_queue_done(mc_queue *s, uint64_t self)
@@ -87,6 +90,11 @@ cdef extern from "queue.h" nogil:
     uint64_t mc_queue_lost(mc_queue *s)
     void mc_queue_left(mc_queue_waits *waits, mc_waiting *w)
     mc_outcome mc_queue_sleep(mc_word *version, mc_queue_waits *waits, uint32_t seen, mc_waiting *w, mc_spinner *spinner)
+
+cdef enum:
+    PLAIN = 0
+    BYTES = 1
+    CODED = 2
 
 cdef extern from *:
     """

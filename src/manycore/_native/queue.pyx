@@ -27,11 +27,6 @@ cdef extern from "plain.h":
 
 DEF LARGE = 65536  # bytes whose copying is worth giving up the interpreter, about 5 us
 
-cdef enum:
-    PLAIN = 0
-    BYTES = 1
-    CODED = 2
-
 cdef uint64_t CHECKED_BLOCKS = 512  # 16 MiB; looking costs some 50 us
 cdef int64_t PATIENCE_NS = 100000000  # of who will not wait, for a lock that is held while a record is copied
 cdef int EVERYBODY = 0x7fffffff
@@ -350,7 +345,11 @@ cdef class RecordQueue:
                 if not mc_queue_has_items(s):
                     if mc_queue_load32(&s.closed):
                         raise self.shut_down_error
-                    if deadline_ns == 0 or not self.sleep(&s.tail.version, &s.items, seen, &waiting):
+                    if deadline_ns == 0:
+                        return None
+                    if s.meets:
+                        mc_queue_announce(s)
+                    if not self.sleep(&s.tail.version, &s.items, seen, &waiting):
                         return None
                     continue
                 if not self.lock(&s.readers, deadline_ns):
@@ -374,7 +373,8 @@ cdef class RecordQueue:
                 finally:
                     mc_lock_release(&s.readers)
                 if s.most:
-                    mc_queue_wake(&s.head.version, &s.room, many if many < <uint64_t>EVERYBODY else EVERYBODY)
+                    many = EVERYBODY if s.meets or many > <uint64_t>EVERYBODY else many
+                    mc_queue_wake(&s.head.version, &s.room, many)
                 return records
         finally:
             if waiting.slept:
@@ -552,6 +552,11 @@ cdef class RecordQueue:
             raise ValueError(f"Queue {self!r} is closed")
         return [self.encode(obj)]
 
-    def _put_encoded(self, list records):
-        """Put it without waiting; whether there was room."""
-        return self.put_records(records, 0, 0) != 0
+    def _put_encoded(self, list records, timeout=0):
+        """Put it; whether there was room in time."""
+        return self.put_records(records, 0, deadline_of(True, timeout)) != 0
+
+    @property
+    def _is_shut(self):
+        """Whether nothing is put any more."""
+        return mc_queue_load32(&self.handle.shared.closed) != 0

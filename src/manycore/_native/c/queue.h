@@ -7,7 +7,7 @@
  *      unlock, wake a reader                         give back the blocks left behind, unlock, wake a writer
  *                         <== blocks, last in first out <==
  *
- * Memory. A memfd: one page of header, then blocks of MC_QUEUE_BLOCK bytes. A record is a word (its length
+ * Memory. A memfd: a header, then blocks of MC_QUEUE_BLOCK bytes. A record is a word (its length
  * and kind) and its bytes, from block to block along `next`. A writer that needs a block takes, in this
  * order: the one already chained behind the tail (left by a writer that died or ran out of memory), one
  * that readers gave back, one never used; the file grows as it is used. Each process maps the file in
@@ -51,7 +51,8 @@
 #define MC_QUEUE_MAGIC 0x55455551u /* "QUEU" */
 #define MC_QUEUE_BLOCK 32768u      /* bytes; less makes more links, more makes a larger empty queue */
 #define MC_QUEUE_DATA (MC_QUEUE_BLOCK - 16u)
-#define MC_QUEUE_HEADER 4096u
+#define MC_QUEUE_SECOND 4096u /* of the header, for broadcast.h */
+#define MC_QUEUE_HEADER (4096u + MC_QUEUE_SECOND)
 #define MC_QUEUE_EXTENTS 26        /* 2^25 blocks, 1 TiB */
 #define MC_QUEUE_KEPT 2048u        /* blocks given back that keep their pages: 64 MiB; less makes a large queue slower */
 #define MC_QUEUE_STEP 128u         /* blocks by which the file grows at most: 4 MiB */
@@ -99,7 +100,7 @@ typedef struct {
 typedef struct {
     mc_header header;
     uint32_t block_bytes;
-    uint32_t reserved;
+    uint32_t meets;           /* of a channel without a buffer: 1. Written by the creator */
     uint64_t most;            /* items; 0 is unbounded. Written by the creator */
     mc_word closed;           /* 1: no more records */
     _Alignas(MC_CACHE_LINE) mc_lock writers;
@@ -115,7 +116,7 @@ typedef struct {
     _Alignas(MC_CACHE_LINE) mc_queue_work work;
 } mc_queue;
 
-_Static_assert(sizeof(mc_queue) <= MC_QUEUE_HEADER, "the header is one page");
+_Static_assert(sizeof(mc_queue) <= MC_QUEUE_HEADER - MC_QUEUE_SECOND, "the header's first page");
 
 typedef struct {
     _Atomic uint32_t next;      /* index + 1 of the block behind; W */
@@ -274,6 +275,15 @@ static inline void mc_queue_arm(mc_queue_waits *waits, int slot) {
     atomic_fetch_or(&waits->awaited, MC_QUEUE_WATCHES);
 }
 
+/* Of a reader that is about to wait, where writers wait for readers (`meets`): it says so, and rings the watchers. */
+static inline void mc_queue_announce(mc_queue *s) {
+    atomic_fetch_or(&s->items.awaited, MC_QUEUE_SLEEPS);
+    if (atomic_load(&s->room.awaited) & MC_QUEUE_WATCHES) {
+        atomic_fetch_and(&s->room.awaited, ~MC_QUEUE_WATCHES);
+        mc_bells_ring(&s->room.bells);
+    }
+}
+
 /* ---- writing, under W ---- */
 
 static inline mc_queue_cursor mc_queue_cursor_at(mc_queue_handle *q, mc_queue_place place) {
@@ -376,7 +386,7 @@ static inline int mc_queue_begin_record(mc_queue_handle *q, mc_queue_cursor *c, 
 
 /* ---- reading, under R ---- */
 
-/* 0 or errno; what it passes was published, so there is a block behind. */
+/* 0 or errno; what it passes was published, so there is a block behind. Nothing is copied where `into` is NULL. */
 static inline int mc_queue_read(mc_queue_handle *q, mc_queue_cursor *c, void *into, size_t size) {
     unsigned char *bytes = into;
     while (size > 0) {
@@ -390,12 +400,18 @@ static inline int mc_queue_read(mc_queue_handle *q, mc_queue_cursor *c, void *in
         }
         size_t part = MC_QUEUE_DATA - c->offset;
         if (part > size) part = size;
-        memcpy(bytes, c->at->data + c->offset, part);
+        if (bytes != NULL) {
+            memcpy(bytes, c->at->data + c->offset, part);
+            bytes += part;
+        }
         c->offset += (uint32_t)part;
-        bytes += part;
         size -= part;
     }
     return 0;
+}
+
+static inline int mc_queue_pass(mc_queue_handle *q, mc_queue_cursor *c, size_t size) {
+    return mc_queue_read(q, c, NULL, size);
 }
 
 static inline int mc_queue_next_record(mc_queue_handle *q, mc_queue_cursor *c, uint64_t *kind, uint64_t *size) {
