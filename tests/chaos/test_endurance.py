@@ -18,18 +18,15 @@ def test_a_trickle_of_tasks_leaves_no_trace(face: str, tmp_path: Path) -> None:
     cases.run("endurance_script.py", face, folder=tmp_path, limit=50.0)
 
 
-def meet(barrier: Any) -> int:
-    barrier.wait(50)
-    return os.getpid()
-
-
 def test_64_workers_at_once() -> None:
     """All of them wait for each other, so each has one task."""
-    with manycore.Pool(64) as pool:
+
+    def meet(barrier: Any) -> int:  # by value: else each worker imports what this module does
+        barrier.wait(50)
+        return os.getpid()
+
+    with manycore.Pool(64, preload=["manycore.synchronize"]) as pool:
         barrier = manycore.Barrier(64)
         assert len(set(pool.map(meet, [barrier] * 64, chunksize=1))) == 64
         assert sum(pool.imap_unordered(abs, range(5_000))) == sum(range(5_000))
         assert pool.stats().workers_died == 0
-    with manycore.ProcessPoolExecutor(64) as executor:
-        futures = [executor.submit(meet, barrier) for _ in range(64)]
-        assert len({future.result() for future in futures}) == 64

@@ -336,7 +336,7 @@ class SpawnPopen(_Watched, popen_spawn_posix.Popen):
 
 def _forget_forkserver() -> None:
     """In a fork: the server is the parent's; this process starts its own when it needs one."""
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
     fresh = type(server)()
