@@ -8,6 +8,11 @@
  * Waits on futexes are real waits here: a party that sleeps goes on only when woken. Memory is sequentially
  * consistent; what weaker memory may do is ThreadSanitizer's business (see the stress programs).
  *
+ * A file that defines EXPLORE_STATES before the include, and keeps all that its parties share in static variables, is
+ * explored by states: a run ends where it comes to a state that was seen with as many switches and deaths left. A
+ * state is every static variable, every stack and every saved register, so nothing can be forgotten; what differs
+ * without meaning only costs runs. It is known by 64 bits of hash.
+ *
  * Source: Musuvathi and Qadeer, "Iterative context bounding for systematic testing of multithreaded programs"
  * (CHESS); Godefroid, "Model checking for programming languages using VeriSoft". */
 #ifndef EXPLORE_H
@@ -35,6 +40,7 @@
 #define EXPLORE_PARTIES 4
 #define EXPLORE_DEPTH 4096
 #define EXPLORE_STACK (64 << 10)
+#define EX_EVERY 1000000 /* forced switches: as many as there can be */
 
 typedef enum { EX_READY, EX_ASLEEP, EX_DONE, EX_DEAD } ex_status;
 
@@ -60,6 +66,9 @@ static struct {
     int current; /* -1: not in a party */
     int chosen[EXPLORE_DEPTH], options[EXPLORE_DEPTH], depth, replay;
     const char *at[EXPLORE_PARTIES];
+    char *low[EXPLORE_PARTIES], *lowest[EXPLORE_PARTIES]; /* of its stack: now, and in any run */
+    uint64_t *seen;
+    size_t seen_slots, seen_count;
     char trail[1 << 16];
     size_t trail_length;
     const ex_scenario *scenario;
@@ -82,10 +91,11 @@ static void ex_fail(const char *what) {
 }
 #define EX_CHECK(condition) ((condition) ? (void)0 : ex_fail("not true: " #condition))
 
-static inline void ex_stop(const char *where) {
+static __attribute__((noinline)) void ex_stop(const char *where) {
     if (ex.current < 0) return;
     int me = ex.current;
     ex.at[me] = where;
+    ex.low[me] = __builtin_frame_address(0); /* all of its callers' frames are above */
     ex.current = -1;
     if (_setjmp(ex.context[me]) == 0) _longjmp(ex.main, 1);
     ex.current = me;
@@ -235,6 +245,60 @@ static int ex_choose(int options) {
     return ex.chosen[ex.depth++];
 }
 
+#ifdef EXPLORE_STATES
+extern char __data_start, _end;
+
+static uint64_t ex_hash(uint64_t hash, const void *from, size_t size) {
+    const char *bytes = from;
+    for (; size >= 8; bytes += 8, size -= 8) {
+        uint64_t word;
+        memcpy(&word, bytes, 8);
+        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 32;
+    }
+    for (; size > 0; bytes++, size--) hash = (hash ^ (unsigned char)*bytes) * 0x9e3779b97f4a7c15u;
+    return hash;
+}
+
+/* Whether this state, with these left, was met before; it is now. */
+static bool ex_was_here(int last, int preemptions, int deaths) {
+    int left[3] = {last, preemptions, deaths};
+    uint64_t hash = ex_hash(0x2545f4914f6cdd1du, left, sizeof left);
+    const char *first = &__data_start, *skip = (const char *)&ex, *behind = (const char *)(&ex + 1);
+    hash = ex_hash(hash, first, (size_t)(skip - first));
+    hash = ex_hash(hash, behind, (size_t)(&_end - behind));
+    hash = ex_hash(hash, ex.status, sizeof ex.status);
+    for (int i = 0; i < ex.scenario->parties; i++) {
+        if (ex.status[i] == EX_ASLEEP || ex.status[i] == EX_READY) hash = ex_hash(hash, &ex.word[i], sizeof ex.word[i]);
+        if (!ex.begun[i] || ex.status[i] == EX_DONE || ex.status[i] == EX_DEAD) continue;
+        hash = ex_hash(hash, &ex.context[i], sizeof ex.context[i]);
+        hash = ex_hash(hash, ex.low[i], (size_t)(ex.stack[i] + EXPLORE_STACK - ex.low[i]));
+    }
+    hash += hash == 0;
+    if (2 * ex.seen_count >= ex.seen_slots) {
+        uint64_t *old = ex.seen;
+        size_t slots = ex.seen_slots;
+        ex.seen_slots = slots ? 2 * slots : 1 << 16;
+        ex.seen = calloc(ex.seen_slots, sizeof *ex.seen);
+        if (ex.seen == NULL) ex_fail("no memory for the states");
+        for (size_t i = 0; i < slots; i++) {
+            size_t at = old[i] & (ex.seen_slots - 1);
+            while (old[i] != 0 && ex.seen[at] != 0) at = (at + 1) & (ex.seen_slots - 1);
+            if (old[i] != 0) ex.seen[at] = old[i];
+        }
+        free(old);
+    }
+    size_t at = hash & (ex.seen_slots - 1);
+    for (; ex.seen[at] != 0; at = (at + 1) & (ex.seen_slots - 1))
+        if (ex.seen[at] == hash) return true;
+    ex.seen[at] = hash;
+    ex.seen_count++;
+    return false;
+}
+#else
+static bool ex_was_here(int last, int preemptions, int deaths) { return (void)last, (void)preemptions, (void)deaths, false; }
+#endif
+
 static void ex_run(void) {
     const ex_scenario *s = ex.scenario;
     int last = -1, preemptions = s->preemptions, deaths = s->deaths;
@@ -245,7 +309,9 @@ static void ex_run(void) {
     s->begin();
     for (int i = 0; i < s->parties; i++) {
         if (ex.stack[i] == NULL) ex.stack[i] = malloc(EXPLORE_STACK);
+        if (ex.lowest[i] != NULL) memset(ex.lowest[i], 0, (size_t)(ex.stack[i] + EXPLORE_STACK - ex.lowest[i]));
         ex.begun[i] = false;
+        ex.word[i] = NULL;
         ex.status[i] = EX_READY;
         ex.at[i] = NULL;
     }
@@ -260,6 +326,7 @@ static void ex_run(void) {
             who[options++] = last;
         if (killable == 0 && ex_stuck != NULL && ex_stuck()) continue;
         if (killable == 0 && options == 0) break;
+        if (options > 1 && ex.depth >= ex.replay && ex_was_here(last, preemptions, deaths)) return;
         int choice = ex_choose(options);
         int party = who[choice];
         if (choice >= killable) {
@@ -270,11 +337,12 @@ static void ex_run(void) {
             continue;
         }
         if (killable == 0) break; /* all asleep, and the choice was not to kill */
-        if (last_ready && party != last) preemptions--;
+        if (last_ready && party != last && s->preemptions < EX_EVERY) preemptions--;
         if (party != last) ex_note("g", party);
         last = party;
         ex_resume(party);
         ex.current = -1;
+        if (ex.lowest[party] == NULL || ex.low[party] < ex.lowest[party]) ex.lowest[party] = ex.low[party];
     }
     s->end();
 }
@@ -286,8 +354,11 @@ static unsigned long explore(const ex_scenario *scenario, double seconds) {
     ex_scenario bounded = *scenario;
     int complete = -1;
     ex.scenario = &bounded;
-    for (bounded.preemptions = 0; bounded.preemptions <= scenario->preemptions; bounded.preemptions++) {
+    bounded.preemptions = scenario->preemptions < EX_EVERY ? 0 : EX_EVERY;
+    for (; bounded.preemptions <= scenario->preemptions; bounded.preemptions++) {
         ex.replay = 0;
+        if (ex.seen != NULL) memset(ex.seen, 0, ex.seen_slots * sizeof *ex.seen);
+        ex.seen_count = 0;
         do {
             ex_run();
             runs++;
@@ -297,8 +368,10 @@ static unsigned long explore(const ex_scenario *scenario, double seconds) {
         if (ex.replay > 0) break;
         complete = bounded.preemptions;
     }
-    printf("%s: %lu runs; all with up to %d of %d forced switches and %d deaths\n", scenario->name, runs, complete,
-           scenario->preemptions, scenario->deaths);
+    printf("%s: %lu runs", scenario->name, runs);
+    if (ex.seen_count > 0) printf(", %zu states", ex.seen_count);
+    if (complete == EX_EVERY) printf("; every order, with up to %d deaths\n", scenario->deaths);
+    else printf("; all with up to %d of %d forced switches and %d deaths\n", complete, scenario->preemptions, scenario->deaths);
     return runs;
 }
 

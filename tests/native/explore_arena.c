@@ -122,15 +122,15 @@ int main(int argc, char **argv) {
     double seconds = argc > 1 ? atof(argv[1]) : 2;
     const ex_scenario scenarios[] = {
         {"take against take against release", 3, {one_release, one_take_1, one_take_2}, {false, true, true}, one_begin,
-         NULL, one_end, 4, 1},
+         NULL, one_end, 6, 1},
         {"two takers, both may die", 3, {one_release, one_take_1, one_take_2}, {false, true, true}, one_begin, NULL,
-         one_end, 3, 2},
+         one_end, 5, 2},
         {"two returns against a drain", 3, {back_allocator, back_1, back_2}, {false, true, true}, back_begin, NULL,
-         back_end, 2, 1},
+         back_end, 4, 1},
         {"resend after a death", 3, {again_allocator, one_take_1, again_2}, {false, true, true}, one_begin, NULL,
-         again_end, 3, 1},
+         again_end, 5, 1},
         {"reclaim against returns", 3, {reclaim_allocator, back_1, back_2}, {false, true, false}, back_begin, NULL,
-         back_end, 2, 1},
+         back_end, 4, 1},
     };
     for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) explore(&scenarios[i], seconds);
     return 0;

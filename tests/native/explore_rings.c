@@ -1,9 +1,10 @@
 /* The task ring, the result rings and the bell in every order, with deaths: a small engine over the real headers. */
+#define EXPLORE_STATES
 #include "explore.h"
 
 #define MANYCORE_FAULT_H
-#define MC_FAULT(point) ex_stop(point)
-#define MC_WORKERS_MAX 3
+#define MC_FAULT(point) ((void)0) /* each is beside an atomic operation, which is a stop already */
+#define MC_WORKERS_MAX 2
 #include "result_ring.h"
 #include "task_ring.h"
 
@@ -19,20 +20,19 @@ static union {
 static struct {
     mc_results ring;
     uint8_t data[CAPACITY];
-} results[WORKERS + 1];
+} results[WORKERS];
 static mc_tasks *const tasks = &memory.tasks;
 
 static int wanted;                          /* tasks of this scenario */
 static int executed[TASKS_MOST + 1];        /* how often the task's code began */
 static int answers[TASKS_MOST + 1];         /* how often its future was resolved */
 static bool lost[TASKS_MOST + 1];           /* with WorkerDied */
-static bool handled[WORKERS + 1];           /* deaths the parent has dealt with */
+static bool handled[WORKERS];               /* deaths the parent has dealt with */
 
 static void begin(int count) {
-    memset(&memory, 0, offsetof(mc_tasks, pages));
-    memset(memory.tasks.pages, 0, sizeof memory.tasks.pages);
+    memset(&memory, 0, sizeof memory);
     mc_tasks_init(tasks, SLOTS);
-    for (int i = 0; i <= WORKERS; i++) {
+    for (int i = 0; i < WORKERS; i++) {
         memset(&results[i], 0, sizeof results[i]);
         mc_results_init(&results[i].ring, CAPACITY);
         handled[i] = false;
@@ -81,11 +81,11 @@ static void work(int worker) {
         }
     }
 }
-static void worker_1(void) { work(1); }
-static void worker_2(void) { work(2); }
+static void worker_1(void) { work(0); } /* party 1 */
+static void worker_2(void) { work(1); } /* party 2 */
 
 static bool any_result(void) {
-    for (int w = 1; w <= WORKERS; w++)
+    for (int w = 0; w < WORKERS; w++)
         if (!mc_results_empty(&results[w].ring)) return true;
     return false;
 }
@@ -117,8 +117,8 @@ static void parent(void) {
     atomic_store(&tasks->fg, 1);
     publish(queue, &queued);
     while (resolved < wanted) {
-        for (int w = 1; w <= WORKERS; w++) {
-            bool dead = ex_is_dead(w) && !handled[w];
+        for (int w = 0; w < WORKERS; w++) {
+            bool dead = ex_is_dead(w + 1) && !handled[w];
             resolved += collect(w);
             if (!dead) continue;
             uint64_t again[SLOTS], running = atomic_load(&tasks->pages[w].task);
@@ -139,17 +139,17 @@ static void parent(void) {
         publish(queue, &queued);
         if (resolved == wanted) break;
         bool death = false;
-        for (int w = 1; w <= WORKERS; w++) death |= ex_is_dead(w) && !handled[w];
+        for (int w = 0; w < WORKERS; w++) death |= ex_is_dead(w + 1) && !handled[w];
         if (death || any_result()) continue;
         atomic_store(&tasks->fg, 2);
-        for (int w = 1; w <= WORKERS; w++) death |= ex_is_dead(w) && !handled[w];
+        for (int w = 0; w < WORKERS; w++) death |= ex_is_dead(w + 1) && !handled[w];
         if (!death && !any_result()) {
             if (mc_ready(tasks)) mc_wake_one(tasks);
             mc_wait(&tasks->fg, 2, MC_NEVER);
         }
         atomic_store(&tasks->fg, 1);
     }
-    for (unsigned w = 1; w <= WORKERS; w++) {
+    for (unsigned w = 0; w < WORKERS; w++) {
         atomic_store(&tasks->pages[w].stop, 1);
         mc_wake_worker(tasks, w);
     }
@@ -240,6 +240,85 @@ static void full_end(void) {
     EX_CHECK(full_taken == 5 || ex_is_dead(0));
 }
 
+/* ---- few steps, and every order of them: no bound on the forced switches ---- */
+
+static int64_t ticket[TASKS_MOST + 1];
+static bool withdrawn[TASKS_MOST + 1];
+
+/* Two tasks are in the ring, two workers claim, and the parent takes the first back. */
+static void claim_begin(void) {
+    begin(2);
+    memset(withdrawn, 0, sizeof withdrawn);
+    for (uint64_t t = 1; t <= 2; t++) ticket[t] = mc_publish(tasks, t, 0, 0, "", 0, &t, 8);
+}
+static void claim(unsigned worker) {
+    mc_slot *slot = mc_claim(tasks, worker);
+    if (slot == NULL) return;
+    uint64_t task = slot->task;
+    EX_CHECK(slot->length == 8 && memcmp(slot->payload, &task, 8) == 0);
+    atomic_store(&tasks->pages[worker].task, task);
+    mc_free(slot);
+    executed[task]++;
+}
+static void claim_1(void) { claim(0); }
+static void claim_2(void) { claim(1); }
+static void claim_withdraw(void) { withdrawn[1] = mc_withdraw(tasks, (uint64_t)ticket[1]); }
+static void claim_end(void) {
+    uint64_t again[SLOTS];
+    int found = 0, died_with = 0, left = 0, deaths = 0;
+    for (unsigned w = 0; w < WORKERS; w++) {
+        if (!ex_is_dead((int)w + 1)) continue;
+        uint64_t running = atomic_load(&tasks->pages[w].task);
+        uint32_t count = mc_repair(tasks, w, again, SLOTS);
+        EX_CHECK(count <= 1);
+        for (uint32_t i = 0; i < count; i++) {
+            EX_CHECK(executed[again[i]] == 0 && !withdrawn[again[i]]);
+            if (running == again[i]) running = 0;
+        }
+        found += (int)count;
+        died_with += running != 0 && executed[running] == 0;
+        deaths++;
+    }
+    for (int i = 0; i < SLOTS; i++) {
+        unsigned state = MC_SLOT_STATE(atomic_load(&tasks->slot[i].word));
+        EX_CHECK(state != MC_CLAIMED);
+        left += state == MC_READY;
+    }
+    /* each task is in one place, and the living have taken whatever they could */
+    EX_CHECK(executed[1] + executed[2] + withdrawn[1] + found + died_with + left == 2);
+    EX_CHECK(executed[1] + withdrawn[1] <= 1 && executed[2] <= 1);
+    EX_CHECK(left == 0 || deaths > 0);
+}
+
+/* The parent publishes while the workers go to sleep; a full ring, and a slot whose claimer is slow. */
+static bool gave_up;
+static void sleep_begin(void) {
+    begin(3);
+    gave_up = false;
+    for (uint64_t t = 1; t <= 1; t++) ticket[t] = mc_publish(tasks, t, 0, 0, "", 0, &t, 8);
+}
+static void sleep_publish(void) {
+    for (uint64_t t = 2; t <= 3; t++)
+        if (mc_publish(tasks, t, 0, 0, "", 0, &t, 8) >= 0) mc_kick(tasks);
+        else gave_up = true; /* the engine publishes it when a result has come */
+}
+static void sleep_work(unsigned worker) {
+    mc_spinner spinner = {.cores = 1};
+    for (int turns = 0; turns < 2; turns++) {
+        claim(worker);
+        if (mc_ready(tasks) == 0 && !gave_up) mc_worker_wait(tasks, worker, &spinner, MC_NEVER);
+    }
+    claim(worker);
+    claim(worker);
+}
+static void sleep_1(void) { sleep_work(0); }
+static void sleep_end(void) {
+    /* whoever sleeps has nothing to do */
+    if (ex.status[1] == EX_ASLEEP) EX_CHECK(mc_ready(tasks) == 0);
+    EX_CHECK(ex.status[0] == EX_DONE);
+    for (int t = 1; t <= 3; t++) EX_CHECK(executed[t] <= 1);
+}
+
 int main(int argc, char **argv) {
     double seconds = argc > 1 ? atof(argv[1]) : 2;
     const ex_scenario scenarios[] = {
@@ -248,8 +327,12 @@ int main(int argc, char **argv) {
         {"three tasks, two slots, two workers", 3, {parent, worker_1, worker_2}, {false, true, true}, begin_3, died, end,
          4, 1},
         {"three tasks, nobody dies", 3, {parent, worker_1, worker_2}, {false}, begin_3, NULL, end, 4, 0},
-        {"the bell", 3, {bell_foreground, bell_background, bell_worker}, {false}, bell_begin, NULL, bell_end, 6, 0},
-        {"a full result ring", 2, {full_notifying_worker, full_parent}, {true, false}, full_begin, died, full_end, 6, 1},
+        {"the bell", 3, {bell_foreground, bell_background, bell_worker}, {false}, bell_begin, NULL, bell_end, EX_EVERY, 0},
+        {"a full result ring", 2, {full_notifying_worker, full_parent}, {true, false}, full_begin, died, full_end, EX_EVERY, 1},
+        {"two claims against a withdrawal", 3, {claim_withdraw, claim_1, claim_2}, {false, true, true}, claim_begin, NULL,
+         claim_end, EX_EVERY, 2},
+        {"publications against sleep", 2, {sleep_publish, sleep_1}, {false, true}, sleep_begin, NULL, sleep_end, EX_EVERY, 1},
+        {"one task, one worker", 2, {parent, worker_1}, {false, false}, begin_1, NULL, end, EX_EVERY, 0},
     };
     for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) explore(&scenarios[i], seconds);
     return 0;

@@ -241,7 +241,9 @@ static inline void mc_queue_publish(mc_queue_end *end, mc_queue_cursor cursor, u
     atomic_store_explicit(&state->offset, cursor.offset, memory_order_relaxed);
     atomic_store_explicit(&state->count, count, memory_order_relaxed);
     /* release: pairs with the acquire in mc_queue_look; everything copied is seen before it is announced */
+    MC_FAULT("queue:publishing");
     atomic_store_explicit(&end->version, version + 1, memory_order_release);
+    MC_FAULT("queue:published");
 }
 
 static inline uint64_t mc_queue_size(mc_queue *s) {

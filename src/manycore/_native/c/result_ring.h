@@ -13,6 +13,7 @@
 #ifndef MANYCORE_RESULT_RING_H
 #define MANYCORE_RESULT_RING_H
 
+#include "fault.h"
 #include "wait.h"
 
 #define MC_RESULTS_MAGIC 0x6d637272u
@@ -69,6 +70,7 @@ static inline mc_record *mc_reserve(mc_results *r, uint32_t size) {
         if (rest > room) return NULL;
         ((mc_record *)(r->data + at))->size = 0;
         atomic_store_explicit(&r->head, head + rest, memory_order_release); /* pairs with mc_peek */
+        MC_FAULT("results:lap ended");
         at = 0;
         room -= rest;
     }
@@ -76,13 +78,16 @@ static inline mc_record *mc_reserve(mc_results *r, uint32_t size) {
 }
 
 static inline void mc_commit(mc_results *r, uint32_t size) {
+    MC_FAULT("results:copied");
     atomic_store_explicit(&r->head, atomic_load_explicit(&r->head, memory_order_relaxed) + size,
                           memory_order_release); /* pairs with mc_peek */
+    MC_FAULT("results:published");
 }
 
 /* Sleep until there may be room: 0 or EINTR. */
 static inline int mc_wait_room(mc_results *r, uint32_t size) {
     atomic_store(&r->full, 1);
+    MC_FAULT("results:waiting");
     atomic_thread_fence(memory_order_seq_cst); /* before the look at tail, as in mc_take the other way round */
     if (mc_reserve(r, size) != NULL) {
         atomic_store(&r->full, 0);

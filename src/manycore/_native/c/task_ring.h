@@ -34,6 +34,7 @@
 #ifndef MANYCORE_TASK_RING_H
 #define MANYCORE_TASK_RING_H
 
+#include "fault.h"
 #include "wait.h"
 
 #define MC_TASKS_MAGIC 0x6d637473u
@@ -134,6 +135,7 @@ static inline bool mc_wake_one(mc_tasks *t) {
             unsigned bit = (unsigned)__builtin_ctzll(mask);
             if (atomic_fetch_and(&t->sleeping[i], ~(1ull << bit)) & (1ull << bit)) {
                 unsigned worker = i * 64 + bit;
+                MC_FAULT("tasks:waking");
                 atomic_store(&t->pages[worker].asleep, 0);
                 mc_wake(&t->pages[worker].asleep, 1);
                 return true;
@@ -205,7 +207,10 @@ static inline uint32_t mc_repair(mc_tasks *t, unsigned worker, uint64_t *tasks, 
 
 static inline void mc_ring_word(mc_word *word, uint32_t asleep, uint32_t awake) {
     uint32_t expected = asleep;
-    if (atomic_compare_exchange_strong(word, &expected, awake)) mc_wake(word, 1);
+    if (atomic_compare_exchange_strong(word, &expected, awake)) {
+        MC_FAULT("bell:changed");
+        mc_wake(word, 1);
+    }
 }
 
 /* Results were put: tell whoever collects. Unless `urgent`, only a thread that waits for one: the collector thread
@@ -237,8 +242,10 @@ static inline mc_slot *mc_claim(mc_tasks *t, unsigned worker) {
         uint64_t expected = MC_SLOT_WORD(tail, 0, MC_READY);
         bool mine = atomic_compare_exchange_strong(&slot->word, &expected, MC_SLOT_WORD(tail, worker, MC_CLAIMED));
         uint64_t old = tail;
+        if (mine) MC_FAULT("tasks:claimed");
         atomic_compare_exchange_strong(&t->tail, &old, tail + 1); /* help; whoever is first */
         if (mine) {
+            MC_FAULT("tasks:passed on");
             if (mc_ready(t) > 0) mc_wake_one(t);
             return slot;
         }
@@ -248,7 +255,9 @@ static inline mc_slot *mc_claim(mc_tasks *t, unsigned worker) {
 /* The slot's content has been copied and page.task says so. */
 static inline void mc_free(mc_slot *slot) {
     uint64_t word = atomic_load_explicit(&slot->word, memory_order_relaxed); /* CLAIMED: ours alone */
+    MC_FAULT("tasks:copied");
     atomic_store_explicit(&slot->word, MC_SLOT_WORD(MC_SLOT_TICKET(word), 0, MC_FREE), memory_order_release);
+    MC_FAULT("tasks:freed");
 }
 
 typedef struct {
@@ -267,6 +276,7 @@ static inline int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinn
     int64_t now = mc_now_ns(), lease = atomic_load(&t->spin_until);
     int64_t mine = now + MC_SPIN_BUDGET_NS;
     if (lease <= now && atomic_compare_exchange_strong(&t->spin_until, &lease, mine)) {
+        MC_FAULT("tasks:spinning");
         bool ready = mc_spin(spinner, mc_worker_ready, &idle);
         atomic_compare_exchange_strong(&t->spin_until, &mine, 0);
         if (ready) return 0;
@@ -275,11 +285,13 @@ static inline int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinn
     uint64_t bit = 1ull << (worker % 64);
     atomic_store(&idle.page->asleep, 1);
     atomic_fetch_or(&t->sleeping[worker / 64], bit);
+    MC_FAULT("tasks:sleeping");
     int r = 0;
     if (!mc_worker_ready(&idle)) {
         int64_t since_ns = mc_now_ns();
         r = mc_wait(&idle.page->asleep, 1, deadline_ns);
         mc_slept(spinner, since_ns);
+        MC_FAULT("tasks:woken");
     }
     atomic_store(&idle.page->asleep, 0);
     atomic_fetch_and(&t->sleeping[worker / 64], ~bit);
