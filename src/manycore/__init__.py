@@ -43,6 +43,7 @@ _HOMES = {
     "RestartLimitExceeded": "errors",
     "TasksLost": "errors",
     "DeadlockError": "errors",
+    "DeadlockWarning": "errors",
     "ChannelClosed": "errors",
     "ManagerDied": "errors",
     "ProcessError": "errors",

@@ -38,6 +38,7 @@ from manycore.errors import AuthenticationError as AuthenticationError
 from manycore.errors import BufferTooShort as BufferTooShort
 from manycore.errors import ChannelClosed as ChannelClosed
 from manycore.errors import DeadlockError as DeadlockError
+from manycore.errors import DeadlockWarning as DeadlockWarning
 from manycore.errors import LaunchError as LaunchError
 from manycore.errors import ManagerDied as ManagerDied
 from manycore.errors import ManycoreError as ManycoreError
@@ -95,6 +96,7 @@ __all__ = [
     "ChannelClosed",
     "Condition",
     "DeadlockError",
+    "DeadlockWarning",
     "Event",
     "Failure",
     "Future",

@@ -166,6 +166,14 @@ class BaseContext(_std.BaseContext):
         """A ctypes array in shared memory, with a lock."""
         return _home("sharedctypes").Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
 
+    def Atomic(self, value: float = 0) -> Any:  # noqa: N802
+        """A number in shared memory whose every operation is one step."""
+        return _home("sharedctypes").Atomic(value, ctx=self.get_context())
+
+    def ReadWriteLock(self, **options: Any) -> Any:  # noqa: N802
+        """A lock for many readers or one writer; the options are those of `manycore.synchronize.ReadWriteLock`."""
+        return _home("synchronize").ReadWriteLock(ctx=self.get_context(), **options)
+
     def set_executable(self, executable: Any) -> None:
         """Start other interpreters than `sys.executable`, with the methods "spawn", "forkserver" and "zygote"."""
         from manycore._launch import interpreter

@@ -40,6 +40,7 @@ __all__ = [
     "BufferTooShort",
     "ChannelClosed",
     "DeadlockError",
+    "DeadlockWarning",
     "LaunchError",
     "ManagerDied",
     "ManycoreError",
@@ -74,6 +75,14 @@ class ManycoreError(Exception):
 
 class ManycoreWarning(UserWarning):
     """Something that will work, but not as well as the caller may think."""
+
+
+class DeadlockWarning(ManycoreWarning):
+    """A thread waits for a lock, and those that hold it wait, one for the other, for what this thread holds.
+
+    Turned into an error (`warnings.simplefilter("error", manycore.DeadlockWarning)`), it is raised by the
+    `acquire` that waits, without the lock, which ends the deadlock.
+    """
 
 
 class PoolClosed(ManycoreError, RuntimeError, ValueError):

@@ -24,8 +24,11 @@ If a process dies
     due at a barrier     the barrier breaks when it can never be complete: when all who have arrived were of
                          the last round (or enrolled), and another party of it was killed.
 
-Unlike multiprocessing.synchronize: nothing has a name, so nothing leaks and no tracker runs; timeouts are
-    monotonic; waits are interruptible by signals; `owner()` says who holds a lock.
+A cycle of waiting is found by the last one to enter it, a second later, and reported by a `DeadlockWarning`
+(`_observe/deadlock.py`).
+
+Unlike multiprocessing.synchronize: nothing is registered anywhere, so nothing leaks and no tracker runs;
+    timeouts are monotonic; waits are interruptible by signals; `owner()` says who holds a lock.
 Source: the algorithms and their sources are in `_native/c`; _native/README.md has the proofs.
 """
 
@@ -69,6 +72,21 @@ def _rejoin(cls: type, cell: Cell, *details: Any) -> Any:
     return cls._over(cell, *details)  # type: ignore[attr-defined]
 
 
+def _look_for_deadlock(cell: Cell) -> None:
+    """Called by who has waited for a lock for a second."""
+    import warnings
+
+    from manycore._observe.deadlock import text_of_deadlock
+    from manycore.errors import DeadlockWarning
+
+    text = text_of_deadlock((cell.segment.inode[1], cell.offset))
+    if text is not None:
+        warnings.warn(text, DeadlockWarning, stacklevel=2)
+
+
+_native.on_long_wait(_look_for_deadlock)
+
+
 def _own_name() -> str:
     """What repr calls the holder when it is the caller, as the standard library does."""
     import threading
@@ -94,10 +112,14 @@ class _Owned:
         def _is_mine(self) -> bool: ...
         def _count(self) -> int: ...
 
-    def __init__(self, *, ctx: object = None, on_owner_death: str = "raise") -> None:  # noqa: ARG002
+    def __init__(self, *, ctx: object = None, on_owner_death: str = "raise", name: str = "") -> None:  # noqa: ARG002
         if on_owner_death not in {"raise", "acquire"}:
             raise ValueError(f'on_owner_death is "raise" or "acquire", not {on_owner_death!r}')
         self._make(allocate(_native.LOCK_BYTES), on_owner_death == "raise")
+        if name:
+            place = self.cell.buffer[_native.LOCK_NAME]
+            written = name.encode()[: len(place)].decode(errors="ignore").encode()  # no half of a character
+            place[: len(written)] = written
 
     @classmethod
     def _over(cls, cell: Cell, tells: bool) -> _Owned:
@@ -107,6 +129,11 @@ class _Owned:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _rejoin, (type(self), self.cell, self._tells)
+
+    @property
+    def name(self) -> str:
+        """What reports call it; empty where it has no name."""
+        return bytes(self.cell.buffer[_native.LOCK_NAME]).rstrip(b"\0").decode(errors="replace")
 
     def owner(self) -> Owner | None:
         """Who holds it: process, thread, since when; None when nobody does."""
@@ -131,6 +158,7 @@ class Lock(_Owned, _native.Lock):
         ctx: Accepted for the standard library's sake.
         on_owner_death: What the next owner gets when the last one died: "raise" is `OwnerDied`, raised by
             `acquire` with the lock held, and by `with` with the lock given back; "acquire" is the lock alone.
+        name: What reports of deadlocks and `manycore ps --locks` call it; 24 bytes of it are kept.
 
     Process-safety: all methods, in all processes that have it.
     If a process dies: see the module.
@@ -149,6 +177,7 @@ class RLock(_Owned, _native.RLock):
     Args:
         ctx: Accepted for the standard library's sake.
         on_owner_death: As for `Lock`.
+        name: As for `Lock`.
 
     Process-safety, deaths and memory effects: as `Lock`.
     """

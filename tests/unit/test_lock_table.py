@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from manycore._native import sync
 from manycore._observe.locks import Held, deadlocks, lock_table, report
 from manycore.synchronize import Event, Lock, RLock, Semaphore
 from tests.unit.sync_parties import Party
@@ -31,7 +32,8 @@ def of(thing: Any) -> Held | None:
 
 
 def test_a_held_lock_and_its_waiters_are_in_the_table() -> None:
-    lock = RLock()
+    lock = RLock(name="the accounts of all the branches")
+    assert lock.name == "the accounts of all the "
     assert of(lock) is None
     lock.acquire()
 
@@ -41,6 +43,7 @@ def test_a_held_lock_and_its_waiters_are_in_the_table() -> None:
     party = Party(wait)
     held = until(lambda: (found := of(lock)) and found.waiters and found)
     assert held.kind == "rlock"
+    assert str(held).startswith("rlock 'the accounts of all the ' (")
     assert [owner.pid for owner in held.owners] == [os.getpid()]
     assert held.owners[0].thread == threading.get_native_id()
     assert [waiter.pid for waiter in held.waiters] == [party.pid]
@@ -76,6 +79,7 @@ def test_a_cycle_of_waiting_is_a_deadlock_with_names() -> None:
     first, second, go = Lock(), Lock(), Event()
 
     def cross(one: Lock, other: Lock, party: Party) -> None:
+        sync.on_long_wait(None)
         one.acquire()
         party.say()
         go.wait(20)
@@ -101,6 +105,7 @@ def test_a_thread_that_waits_for_itself_is_a_deadlock() -> None:
     lock = Lock()
 
     def twice(_: Party) -> None:
+        sync.on_long_wait(None)
         lock.acquire()
         lock.acquire(timeout=40)
 

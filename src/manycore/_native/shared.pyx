@@ -19,6 +19,7 @@ from manycore._native.sync cimport (
     Lock,
     RLock,
     Shared,
+    between,
     deadline_of,
     mc_lock,
     mc_lock_is_mine,
@@ -262,7 +263,7 @@ cdef class ReadWriteLock(Shared):
                     outcome = mc_rw_wait_read(self.lock, me, &waiting, &self.spinner)
                 if outcome != MC_AGAIN:
                     break
-                PyErr_CheckSignals()
+                between(self.cell, &waiting)
         finally:
             mc_rw_read_left(self.lock, &waiting)
         if outcome == MC_TAKEN_OVER and self.tells:
@@ -304,7 +305,7 @@ cdef class ReadWriteLock(Shared):
                         outcome = mc_lock_wait(&self.lock.writer, me, &waiting, &self.spinner)
                     if outcome != MC_AGAIN:
                         break
-                    PyErr_CheckSignals()
+                    between(self.cell, &waiting)
             finally:
                 mc_lock_left(&self.lock.writer, &waiting)
             if outcome == MC_TIMED_OUT:

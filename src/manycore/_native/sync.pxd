@@ -22,7 +22,9 @@ cdef extern from "owner.h" nogil:
     ctypedef struct mc_waiting:
         uint64_t dead
         int64_t deadline_ns
+        int64_t began_ns
         bint slept
+        bint looked
     ctypedef struct mc_spinner:
         pass
     ctypedef struct mc_waiters:
@@ -63,6 +65,7 @@ cdef struct mc_link:  # in the list of all objects that this process has
 
 cdef int64_t deadline_of(object timeout) except -1
 cdef object owner_died(uint64_t dead, str what)
+cdef int between(object cell, mc_waiting *waiting) except -1
 
 
 cdef class Shared:

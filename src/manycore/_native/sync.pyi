@@ -1,10 +1,13 @@
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
 LOCK_BYTES: int
+LOCK_NAME: slice
 SEM_VALUE_MAX: int
 
 def bury(pid: int) -> None: ...
+def on_long_wait(callback: Callable[[Any], object] | None) -> None: ...
 
 class HasBuffer(Protocol):
     @property

@@ -39,7 +39,16 @@ cdef extern from "semaphore.h" nogil:
     mc_outcome mc_sem_wait(mc_sem *s, uint64_t self, mc_waiting *w, mc_spinner *spinner, uint32_t *hint)
     void mc_sem_left(mc_sem *s, mc_waiting *w, bint gave_up)
 
+cdef extern from *:
+    """
+    enum { mc_lock_name_at = offsetof(mc_lock, name) };
+    """
+    int mc_lock_name_at
+    int MC_LOCK_NAME
+
 LOCK_BYTES = sizeof(mc_lock)
+LOCK_NAME = slice(mc_lock_name_at, mc_lock_name_at + MC_LOCK_NAME)  # where in its cell a lock's name is
+cdef int64_t LONG_WAIT_NS = 1_000_000_000  # a wait that nobody would call short; less and busy programs pay for looks
 SEM_VALUE_MAX = MC_SEM_MOST
 
 
@@ -86,6 +95,26 @@ def bury(uint32_t pid):
             shared = <Shared>at.object
             shared.bury(pid)
         at = at.behind
+
+
+cdef object long_wait = None
+
+
+def on_long_wait(callback):
+    """Have `callback(cell)` called, once a wait, by who has waited for a lock for a second. It may raise."""
+    global long_wait
+    long_wait = callback
+
+
+cdef int between(object cell, mc_waiting *waiting) except -1:
+    """Between two parts of a wait for a lock."""
+    PyErr_CheckSignals()
+    if waiting.looked or waiting.began_ns == 0 or long_wait is None:
+        return 0
+    if mc_now_ns() - waiting.began_ns >= LONG_WAIT_NS:
+        waiting.looked = True
+        long_wait(cell)
+    return 0
 
 
 @cython.no_gc_clear
@@ -243,7 +272,7 @@ cdef class Lock(Shared):
                         outcome = mc_lock_wait(self.lock, me, &waiting, &self.spinner)
                     if outcome != MC_AGAIN:
                         break
-                    PyErr_CheckSignals()
+                    between(self.cell, &waiting)
             finally:
                 mc_lock_left(self.lock, &waiting)
         if outcome == MC_TIMED_OUT:

@@ -19,7 +19,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 __all__ = ["Held", "Owner", "Waiter", "deadlocks", "describe", "lock_table", "process_name", "report", "thread_name"]
@@ -64,11 +64,12 @@ def _comm(path: str) -> str:
 
 
 def process_name(pid: int) -> str:
-    """The name of a process: its own one's as Python knows it, another's as the kernel does."""
+    """The name of a process: its own one's as Python knows it, another's as its title says, or the kernel."""
     if pid == os.getpid():
         module = sys.modules.get("multiprocessing.process")
         return str(module.current_process().name) if module is not None else "MainProcess"
-    return _comm(f"/proc/{pid}/comm")
+    title = _comm(f"/proc/{pid}/cmdline").partition("\0")[0]
+    return title.removeprefix(_TITLE) if title.startswith(_TITLE) else _comm(f"/proc/{pid}/comm")
 
 
 def thread_name(pid: int, tid: int) -> str:
@@ -77,6 +78,8 @@ def thread_name(pid: int, tid: int) -> str:
         for thread in threading.enumerate():
             if thread.native_id == tid:
                 return thread.name
+    if tid == pid:  # its name is the process's
+        return "MainThread"
     return _comm(f"/proc/{pid}/task/{tid}/comm")
 
 
@@ -87,11 +90,13 @@ def describe(pid: int, tid: int, since_ns: int, *, dead: bool) -> Owner:
 
 # ---- everybody's locks ----
 
+_TITLE = "manycore: "  # how the titles of this package's processes begin
 _LINE = 64  # bytes; cells are multiples of it
 _VERSION = 1  # MC_LAYOUT_VERSION
 _LOCK, _SEMAPHORE, _EVENT = 0x4B434F4C, 0x41414D53, 0x544E5645  # the magic numbers of lock.h, semaphore.h, event.h
 _LOCK_KINDS = {0: "lock", 1: "rlock", 2: "write lock"}
 _PID = (1 << 22) - 1  # the bits of an owner word that hold the pid
+_NAME_AT = 40  # bytes; up to the waiters: what a lock is called
 _WAITERS_AT, _WAITERS = 64, 8  # bytes; where the records of waiters are, and how many
 _TOKENS_AT = 192  # bytes; where a semaphore's permits are
 _NAME = "/memfd:manycore:cell"
@@ -107,6 +112,7 @@ class Waiter:
         thread: Its number in the system.
         thread_name: Its name.
         seconds: How long it has waited.
+        since_ms: When that was noted, of the monotonic clock, modulo 2^32.
     """
 
     pid: int
@@ -114,6 +120,7 @@ class Waiter:
     thread: int
     thread_name: str
     seconds: float
+    since_ms: int = 0
 
     def __str__(self) -> str:
         return f"{self.process} (pid {self.pid}, thread {self.thread} {self.thread_name})"
@@ -128,21 +135,24 @@ class Held:
         kind: "lock", "rlock", "write lock", "semaphore" or "event".
         owners: Who holds it; of a semaphore the processes that hold permits, without thread and time.
         waiters: Who waits for it: the first eight that have waited for some milliseconds.
+        name: What its maker called it, or "".
     """
 
     place: tuple[int, int]
     kind: str
     owners: list[Owner] = field(default_factory=list)
     waiters: list[Waiter] = field(default_factory=list)
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.place[0]}:{self.place[1]}"
+        place = f"{self.place[0]}:{self.place[1]}"
+        return f"{self.kind} {self.name!r} ({place})" if self.name else f"{self.kind} {place}"
 
 
-def _cells() -> Iterator[tuple[int, mmap.mmap]]:
-    """(inode, mapping) of every segment of cells that a process of this user has."""
+def _cells(pids: Iterable[int] | None = None) -> Iterator[tuple[int, mmap.mmap]]:
+    """(inode, mapping) of every segment of cells that these processes have; None is all of this user."""
     seen: set[tuple[int, int]] = set()
-    for entry in os.listdir("/proc"):
+    for entry in os.listdir("/proc") if pids is None else map(str, pids):
         if not entry.isdigit():
             continue
         try:
@@ -190,7 +200,7 @@ def _read_waiters(cell: bytes) -> list[Waiter]:
         pid = word & _PID
         if pid and tid and _is_alive(word) and os.path.exists(f"/proc/{pid}/task/{tid}"):
             seconds = ((now_ms - since_ms) & 0xFFFFFFFF) / 1000
-            found.append(Waiter(pid, process_name(pid), tid, thread_name(pid, tid), seconds))
+            found.append(Waiter(pid, process_name(pid), tid, thread_name(pid, tid), seconds, since_ms))
     return found
 
 
@@ -198,7 +208,8 @@ def _read(magic: int, inode: int, memory: mmap.mmap, offset: int) -> Held | None
     cell = memory[offset : offset + _TOKENS_AT]
     if magic == _LOCK:
         word, tid, _, since_ns, kind = struct.unpack_from("<QIIqI", cell, 8)
-        held = Held((inode, offset), _LOCK_KINDS.get(kind, "lock"))
+        name = cell[_NAME_AT:_WAITERS_AT].rstrip(b"\0").decode(errors="replace")
+        held = Held((inode, offset), _LOCK_KINDS.get(kind, "lock"), name=name)
         if word & _PID:
             held.owners.append(describe(word & _PID, tid, since_ns, dead=not _is_alive(word)))
     elif magic == _SEMAPHORE:
@@ -214,10 +225,14 @@ def _read(magic: int, inode: int, memory: mmap.mmap, offset: int) -> Held | None
     return held if held.waiters or (held.owners and magic == _LOCK) else None
 
 
-def lock_table() -> list[Held]:
-    """Every lock of this user's processes that is held, and all that is waited for."""
+def lock_table(pids: Iterable[int] | None = None) -> list[Held]:
+    """Every lock that is held, and all that is waited for.
+
+    Args:
+        pids: The processes that have what is asked for; None is every process of this user.
+    """
     found = []
-    for inode, memory in _cells():
+    for inode, memory in _cells(pids):
         with memory:
             for offset in range(0, len(memory) - _TOKENS_AT + 1, _LINE):
                 magic, version = struct.unpack_from("<II", memory, offset)

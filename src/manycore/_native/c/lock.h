@@ -35,6 +35,7 @@
 #define MC_LOCK_MAGIC 0x4b434f4cu /* "LOCK" */
 #define MC_LOCK_TURN MC_OWNER_FLAG_A
 #define MC_LOCK_WAITERS MC_OWNER_FLAG_B
+#define MC_LOCK_NAME 24 /* bytes; what is left of the hot line */
 #define MC_LOCK_PATIENCE_NS 1000000 /* ns; less makes more switches, more makes longer starvation */
 #define MC_LOCK_FIRST_PAUSE_NS 400  /* ns between the first two looks at a lock that is held */
 #define MC_LOCK_MOST_PAUSE_NS 2000  /* ns between later ones: meanwhile the owner's core keeps the line */
@@ -46,8 +47,9 @@ typedef struct {
     _Atomic uint32_t tid;     /* owner's thread; written by the owner */
     uint32_t depth;           /* of a recursive lock; owner's thread alone */
     _Atomic int64_t since_ns; /* coarse monotonic clock; written by the owner */
-    uint32_t kind;            /* 0 lock, 1 recursive; written by the creator */
+    uint32_t kind;            /* 0 lock, 1 recursive, 2 a writer's; written by the creator */
     uint32_t reserved;
+    char name[MC_LOCK_NAME];  /* for people; written by the creator, all zero where it has none */
     _Alignas(MC_CACHE_LINE) mc_waiters waiters;
 } mc_lock;
 

@@ -225,6 +225,7 @@ typedef struct {
     uint64_t dead;  /* the process taken over from */
     int shown;      /* the record in mc_waiters, or -1 */
     bool slept;     /* has been in the kernel's queue at least once */
+    bool looked;    /* has been looked at for a deadlock */
     bool spun;
 } mc_waiting;
 
@@ -234,7 +235,7 @@ static inline void mc_waiting_begin(mc_waiting *w, int64_t deadline_ns) {
     w->check_ns = w->interval_ns = 0;
     w->dead = 0;
     w->shown = -1;
-    w->slept = w->spun = false;
+    w->slept = w->spun = w->looked = false;
 }
 
 /* The time now; starts the periods of looking at the first call. */
