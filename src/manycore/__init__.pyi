@@ -44,12 +44,14 @@ from manycore.errors import ManagerDied as ManagerDied
 from manycore.errors import ManycoreError as ManycoreError
 from manycore.errors import ManycoreWarning as ManycoreWarning
 from manycore.errors import OwnerDied as OwnerDied
+from manycore.errors import PoisonTask as PoisonTask
 from manycore.errors import PoolBroken as PoolBroken
 from manycore.errors import PoolClosed as PoolClosed
 from manycore.errors import ProcessError as ProcessError
 from manycore.errors import RestartLimitExceeded as RestartLimitExceeded
 from manycore.errors import ResultLost as ResultLost
 from manycore.errors import ResultPicklingError as ResultPicklingError
+from manycore.errors import SoftTimeout as SoftTimeout
 from manycore.errors import TaskPicklingError as TaskPicklingError
 from manycore.errors import TaskTimeout as TaskTimeout
 from manycore.errors import TasksLost as TasksLost
@@ -58,11 +60,11 @@ from manycore.errors import WorkerDied as WorkerDied
 from manycore.futures import Future as Future
 from manycore.futures import ProcessPoolExecutor as ProcessPoolExecutor
 from manycore.group import Group as Group
+from manycore.maps import imap as imap
+from manycore.maps import map as map
 from manycore.pool import Failure as Failure
 from manycore.pool import Outcome as Outcome
 from manycore.pool import Pool as Pool
-from manycore.pool import imap as imap
-from manycore.pool import map as map
 from manycore.process import active_children as active_children
 from manycore.process import current_process as current_process
 from manycore.process import parent_process as parent_process
@@ -111,6 +113,7 @@ __all__ = [
     "Outcome",
     "OwnerDied",
     "Pipe",
+    "PoisonTask",
     "Pool",
     "PoolBroken",
     "PoolClosed",
@@ -129,6 +132,7 @@ __all__ = [
     "Semaphore",
     "SharedArray",
     "SimpleQueue",
+    "SoftTimeout",
     "Supervisor",
     "TaskPicklingError",
     "TaskTimeout",

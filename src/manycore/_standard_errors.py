@@ -18,9 +18,11 @@ __all__ = [
     "LaunchError",
     "ManagerDied",
     "OwnerDied",
+    "PoisonTask",
     "PoolBroken",
     "ProcessError",
     "RestartLimitExceeded",
+    "SoftTimeout",
     "TaskTimeout",
     "TasksLost",
     "TimeoutError",
@@ -53,6 +55,24 @@ class WorkerDied(ManycoreError, BrokenProcessPool):
 
 class TaskTimeout(ManycoreError, TimeoutError, builtins.TimeoutError):
     """The task ran longer than its `timeout`; its worker was killed and replaced."""
+
+
+class SoftTimeout(TaskTimeout):
+    """Raised inside a task that has run longer than its `soft_timeout`, so that it can end in order."""
+
+
+class PoisonTask(WorkerDied):
+    """The task was tried again after it had killed a worker, and has killed another.
+
+    Attributes:
+        certificate: How the last of them ended.
+        certificates: How each of them ended, in order.
+    """
+
+    def __init__(self, message: str = "", certificates: tuple[Any, ...] = ()) -> None:
+        super().__init__(message, certificates[-1] if certificates else None)
+        self.args = (message, certificates)
+        self.certificates = certificates
 
 
 class RestartLimitExceeded(ManycoreError, ProcessError):

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from manycore import _launch
 from manycore._engine import bring
-from manycore._engine.settings import start_method_of
+from manycore._engine.settings import idle_nanoseconds, start_method_of
+from manycore._launch.machine import automatic_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from manycore._engine.future import Future
     from manycore._engine.local import Engine, Settings, Stats
     from manycore._engine.mapping import MapOptions, MapRun
+    from manycore._engine.policy import Policy
 
 __all__ = [
     "ALL_COMPLETED",
@@ -63,6 +65,7 @@ _ENGINE: dict[str, str] = {
     "Future": "future",
     "MapOptions": "mapping",
     "MapRun": "mapping",
+    "Policy": "policy",
     "Settings": "local",
     "Stats": "local",
 }
@@ -83,7 +86,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
     """Runs calls in worker processes.
 
     Args:
-        max_workers: How many workers; by default as many as the cores that this process may use.
+        max_workers: How many workers; by default as many as the cores that this process may use. "auto" counts the
+            memory that is left as well.
         mp_context: How workers start: a context of `manycore.get_context`, or of `multiprocessing`. None is what
             `set_start_method` chose, else "zygote".
         initializer: Called in each worker before its first task, with `initargs`.
@@ -104,9 +108,11 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         the kernel kills the workers.
     """
 
+    _policy: Policy | None = None
+
     def __init__(
         self,
-        max_workers: int | None = None,
+        max_workers: int | Literal["auto"] | None = None,
         mp_context: Any = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
@@ -115,9 +121,12 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         name: str | None = None,
         finalizer: Callable[[Any], object] | None = None,
         logs: bool | int | str = True,
+        idle_timeout: float | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = _launch.cpu_count()
+        elif max_workers == "auto":
+            max_workers = automatic_workers()
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if max_tasks_per_child is not None:
@@ -127,7 +136,6 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 raise ValueError("max_tasks_per_child must be >= 1")
         method = start_method_of(mp_context)
         bring(_ENGINE, globals(), start_zygote=method == "zygote")
-        self._max_workers = max_workers
         self._mp_context = mp_context
         self._engine = Engine(
             Settings(
@@ -139,11 +147,16 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 finalizer=finalizer,
                 start_method=method,
                 logs=logs,
+                idle_ns=idle_nanoseconds(idle_timeout),
             )
         )
         if method == "zygote":
             _launch.ensure_started()  # the first call will want it
         _at_exit.add(self._engine)
+
+    @property
+    def _max_workers(self) -> int:  # what libraries that take an executor read
+        return self._engine.size
 
     def __repr__(self) -> str:
         return (
@@ -163,6 +176,66 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         self.shutdown()
         return False
 
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
+        retries: int = 0,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+        backoff: float | Callable[[int], float] = 0.0,
+        priority: int = 0,
+        memory_limit: int | None = None,
+        name: str = "",
+    ) -> ProcessPoolExecutor:
+        """This executor, with promises for the tasks that are handed to what is returned.
+
+        Args:
+            timeout: Seconds that one try of a task may take. After that its worker is killed, whatever it does, and
+                replaced; the task fails with `TaskTimeout`.
+            soft_timeout: Seconds after which `SoftTimeout` is raised inside the task, once, so that it can end in
+                order. It is not heard in the middle of code that never comes back to Python: for that is `timeout`.
+            retries: How often a task that failed is tried again.
+            retry_on: Only for these exceptions; by default any `Exception`, `WorkerDied` and `TaskTimeout` included.
+                A task that kills a worker again when it is retried fails with `PoisonTask`, unless `retry_on` names
+                `WorkerDied`.
+            backoff: Seconds to wait before the first retry; twice as long before each later one, up to a minute, and
+                each wait is cut at random by up to a half, so that tasks that failed together do not all come back
+                together. Or a callable that is given the number of the retry, from 1, and returns seconds.
+            priority: Higher ones go first among what no worker has begun; 0 for tasks without.
+            memory_limit: Bytes that a task may take beyond what its worker holds; more raises MemoryError in it.
+            name: What messages, `ps` and `current_task()` call the tasks.
+
+        Returns:
+            A view of this executor: the same methods, workers and end.
+
+        Raises:
+            ValueError, TypeError: An option is out of range, or of the wrong type.
+            TaskPicklingError: An exception of `retry_on` cannot be sent to workers.
+        """
+        given = Policy(
+            timeout=timeout,
+            soft_timeout=soft_timeout,
+            retries=retries,
+            retry_on=retry_on,
+            backoff=backoff,
+            priority=priority,
+            memory_limit=memory_limit,
+            name=name,
+        )
+        return _View(self, self._engine.outbox.bind(given))
+
+    def resize(self, max_workers: int) -> None:
+        """Have so many workers from now on.
+
+        New ones start at once; those that are too many finish the task that they have, and leave.
+
+        Raises:
+            ValueError: Less than 1, or more than there can be.
+            PoolClosed: After `shutdown`.
+        """
+        self._engine.resize(max_workers)
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call `fn(*args, **kwargs)` in a worker.
 
@@ -174,7 +247,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         engine = self._engine
         future: Future[T] = Future(engine)
         try:
-            engine.call(future, fn, args, kwargs)
+            engine.call(future, fn, args, kwargs, self._policy)
         except (PicklingError, TypeError, AttributeError) as error:
             engine.check_open()
             future.set_exception(error)
@@ -217,6 +290,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             lazy=lazy,
             chunksize=0 if chunksize == 1 else chunksize,
             window=buffersize or 0,
+            policy=self._policy,
         )
         run = MapRun(self._engine, fn, iter(items) if lazy else list(items), options)
         run.start()
@@ -245,6 +319,26 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
     def stats(self) -> Stats:
         """A snapshot of what the executor has done and is doing."""
         return self._engine.stats()
+
+
+class _View(ProcessPoolExecutor):
+    """An executor, with promises for its tasks."""
+
+    def __init__(self, executor: ProcessPoolExecutor, policy: Policy) -> None:  # the engine is there already
+        self._executor = executor  # which must not be dropped before
+        self._engine = executor._engine
+        self._policy = policy
+
+    def __repr__(self) -> str:
+        return f"{self._executor!r}.options(...)"
+
+    def __del__(self) -> None:
+        """Ends nothing: the executor does."""
+
+    def options(self, **options: Any) -> ProcessPoolExecutor:
+        """The same with other options beside; see `ProcessPoolExecutor.options`."""
+        policy = self._policy or Policy()
+        return _View(self._executor, self._engine.outbox.bind(policy.but(**options)))
 
 
 def _results(run: MapRun, deadline: float | None) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""`Pool`: `multiprocessing.pool.Pool`'s interface over manycore's engine, and the one-call forms `map` and `imap`.
+"""`Pool`: `multiprocessing.pool.Pool`'s interface over manycore's engine.
 
     Pool.apply*            a Future each          -> Engine.submit
     Pool.map, starmap      a MapRun, consumed at once
@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sized
-from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from manycore import _launch
 from manycore._engine import bring
-from manycore._engine.settings import start_method_of
+from manycore._engine.settings import idle_nanoseconds, start_method_of
+from manycore._launch.machine import automatic_workers
 from manycore.errors import PoolClosed, RemoteTraceback
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from manycore._engine.local import Engine, Settings, Stats
     from manycore._engine.mapping import BackgroundRun, Failure, MapOptions, MapRun, Outcome
+    from manycore._engine.policy import Policy
     from manycore._engine.results import AsyncResult, Callbacks, IMapIterator, MapResult, OnError, gather, outcomes
 
 __all__ = [
@@ -44,8 +44,6 @@ __all__ = [
     "RemoteTraceback",
     "Stats",
     "ThreadPool",
-    "imap",
-    "map",
 ]
 
 T = TypeVar("T")
@@ -63,6 +61,7 @@ _ENGINE: dict[str, str] = {
     "MapResult": "results",
     "MapRun": "mapping",
     "Outcome": "mapping",
+    "Policy": "policy",
     "Settings": "local",
     "Stats": "local",
     "gather": "results",
@@ -87,7 +86,8 @@ class Pool:
     """A pool of worker processes.
 
     Args:
-        processes: How many workers; by default as many as the cores that this process may use.
+        processes: How many workers; by default as many as the cores that this process may use. "auto" counts the
+            memory that is left as well.
         initializer: Called in each worker before its first task, with `initargs`.
         initargs: Its arguments.
         maxtasksperchild: Tasks after which a worker is replaced by a fresh one; None = never.
@@ -101,6 +101,7 @@ class Pool:
         logs: Whether records of `logging` and warnings of workers come to this process's handlers, as far as its
             levels let them pass; a level, as a number or a name: only records from that level on are sent. A record
             has the attributes `manycore_pool`, `manycore_worker`, `manycore_task` and `manycore_function`.
+        idle_timeout: Seconds without a task after which a worker leaves, to come back when there is work; None = never.
 
     A `with` block ends with `terminate`, as the standard library's does.
 
@@ -109,9 +110,11 @@ class Pool:
         the kernel kills the workers.
     """
 
+    _policy: Policy | None = None
+
     def __init__(
         self,
-        processes: int | None = None,
+        processes: int | Literal["auto"] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
@@ -121,11 +124,14 @@ class Pool:
         preload: Iterable[str] = (),
         finalizer: Callable[[Any], object] | None = None,
         logs: bool | int | str = True,
+        idle_timeout: float | None = None,
     ) -> None:
         method = start_method_of(context)
         bring(_ENGINE, globals(), start_zygote=method == "zygote")
         if processes is None:
             processes = _launch.cpu_count()
+        elif processes == "auto":
+            processes = automatic_workers()
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
         if maxtasksperchild is not None and maxtasksperchild <= 0:
@@ -141,6 +147,7 @@ class Pool:
                 preload=tuple(preload),
                 finalizer=finalizer,
                 logs=logs,
+                idle_ns=idle_nanoseconds(idle_timeout),
             )
         )
         self._engine.start()
@@ -177,7 +184,7 @@ class Pool:
 
     @property
     def _processes(self) -> int:
-        return self._engine.settings.workers
+        return self._engine.size
 
     _max_workers = _processes  # what libraries that take a pool or an executor read
 
@@ -185,6 +192,74 @@ class Pool:
     def Process(ctx: Any, *args: Any, **kwds: Any) -> Any:  # noqa: N802  (the standard library's name)
         """A process of the context `ctx`, as `multiprocessing.Pool.Process` makes it."""
         return ctx.Process(*args, **kwds)
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
+        retries: int = 0,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+        backoff: float | Callable[[int], float] = 0.0,
+        priority: int = 0,
+        memory_limit: int | None = None,
+        name: str = "",
+    ) -> Pool:
+        """This pool, with promises for the tasks that are handed to what is returned.
+
+        Args:
+            timeout: Seconds that one try of a task may take. After that its worker is killed, whatever it does, and
+                replaced; the task fails with `TaskTimeout`.
+            soft_timeout: Seconds after which `SoftTimeout` is raised inside the task, once, so that it can end in
+                order. It is not heard in the middle of code that never comes back to Python: for that is `timeout`.
+            retries: How often a task that failed is tried again.
+            retry_on: Only for these exceptions; by default any `Exception`, `WorkerDied` and `TaskTimeout` included.
+                A task that kills a worker again when it is retried fails with `PoisonTask`, unless `retry_on` names
+                `WorkerDied`.
+            backoff: Seconds to wait before the first retry; twice as long before each later one, up to a minute, and
+                each wait is cut at random by up to a half, so that tasks that failed together do not all come back
+                together. Or a callable that is given the number of the retry, from 1, and returns seconds.
+            priority: Higher ones go first among what no worker has begun; 0 for tasks without.
+            memory_limit: Bytes that a task may take beyond what its worker holds; more raises MemoryError in it.
+            name: What messages, `ps` and `current_task()` call the tasks.
+
+        Returns:
+            A view of this pool: the same methods, workers and end.
+
+        Raises:
+            ValueError, TypeError: An option is out of range, or of the wrong type.
+            TaskPicklingError: An exception of `retry_on` cannot be sent to workers.
+        """
+        given = Policy(
+            timeout=timeout,
+            soft_timeout=soft_timeout,
+            retries=retries,
+            retry_on=retry_on,
+            backoff=backoff,
+            priority=priority,
+            memory_limit=memory_limit,
+            name=name,
+        )
+        return _View(self, self._engine.outbox.bind(given))
+
+    def _promise(self, timeout: float | None, retries: int) -> Policy | None:
+        """The promises of this view, and what one call asks for."""
+        if timeout is None and not retries:
+            return self._policy
+        asked = {"timeout": timeout, "retries": retries}
+        policy = self._policy or Policy()
+        return self._engine.outbox.bind(policy.but(**{key: value for key, value in asked.items() if value}))
+
+    def resize(self, processes: int) -> None:
+        """Have so many workers from now on.
+
+        New ones start at once; those that are too many finish the task that they have, and leave.
+
+        Raises:
+            ValueError: Less than 1, or more than there can be.
+            PoolClosed: After `close` or `terminate`.
+        """
+        self._engine.resize(processes)
 
     # One call
 
@@ -217,7 +292,7 @@ class Pool:
         if callback is not None or error_callback is not None:
             future.add_done_callback(Callbacks(callback, error_callback))
         future._keeper = self
-        self._engine.call(future, func, tuple(args), kwds or {})
+        self._engine.call(future, func, tuple(args), kwds or {}, self._policy)
         return future
 
     # Maps
@@ -310,9 +385,13 @@ class Pool:
             buffersize: Items read ahead of the consumer; 0 = what keeps the workers busy.
         """
         options = MapOptions(
-            ordered=True, lazy=True, chunksize=_explicit(chunksize), window=buffersize, timeout=timeout, retries=retries
+            ordered=True,
+            lazy=True,
+            chunksize=_explicit(chunksize),
+            window=buffersize,
+            policy=self._promise(timeout, retries),
         )
-        return IMapIterator(self._run(func, iterable, options), _check(on_error))
+        return IMapIterator(self._run(func, iterable, options), check(on_error))
 
     def imap_unordered(
         self,
@@ -331,10 +410,9 @@ class Pool:
             lazy=True,
             chunksize=_explicit(chunksize),
             window=buffersize,
-            timeout=timeout,
-            retries=retries,
+            policy=self._promise(timeout, retries),
         )
-        return IMapIterator(self._run(func, iterable, options), _check(on_error))
+        return IMapIterator(self._run(func, iterable, options), check(on_error))
 
     def outcomes(
         self,
@@ -352,7 +430,11 @@ class Pool:
         Lazy, as `imap` is. An `Outcome` has the item, its index, its result or its error, and how long it ran.
         """
         options = MapOptions(
-            ordered=ordered, lazy=True, chunksize=chunksize or 0, window=buffersize, timeout=timeout, retries=retries
+            ordered=ordered,
+            lazy=True,
+            chunksize=chunksize or 0,
+            window=buffersize,
+            policy=self._promise(timeout, retries),
         )
         run = self._run(func, iterable, options)
         run.start()
@@ -375,10 +457,10 @@ class Pool:
         on_error: OnError,
         progress: Any,
     ) -> list[Any]:
-        _check(on_error)
-        options = MapOptions(star=star, chunksize=chunksize or 0, timeout=timeout, retries=retries)
+        check(on_error)
+        options = MapOptions(star=star, chunksize=chunksize or 0, policy=self._promise(timeout, retries))
         run = self._run(func, iterable, options)
-        with _reporting(progress, run.total, self._engine) as advance:
+        with reporting(progress, run.total, self._engine) as advance:
             return gather(run, on_error, advance)
 
     def _collect_later(
@@ -401,7 +483,7 @@ class Pool:
             else:
                 future.set_exception(error)
 
-        options = MapOptions(star=star, chunksize=chunksize or 0)
+        options = MapOptions(star=star, chunksize=chunksize or 0, policy=self._policy)
         run = BackgroundRun(self._engine, func, iterable, options, finish)
         future._run = run
         run.keeper = self
@@ -433,6 +515,26 @@ class Pool:
         return self._engine.stats()
 
 
+class _View(Pool):
+    """A pool, with promises for its tasks."""
+
+    def __init__(self, pool: Pool, policy: Policy) -> None:  # the engine is there already
+        self._pool = pool  # which must not be dropped before
+        self._engine = pool._engine
+        self._policy = policy
+
+    def __repr__(self) -> str:
+        return f"{self._pool!r}.options(...)"
+
+    def __del__(self) -> None:
+        """Ends nothing: the pool does."""
+
+    def options(self, **options: Any) -> Pool:
+        """The same with other options beside; see `Pool.options`."""
+        policy = self._policy or Policy()
+        return _View(self._pool, self._engine.outbox.bind(policy.but(**options)))
+
+
 def _explicit(chunksize: int) -> int:
     """What was asked for; the standard default of 1 asks for nothing, since chunks cannot be told apart."""
     if chunksize < 1:
@@ -440,70 +542,15 @@ def _explicit(chunksize: int) -> int:
     return 0 if chunksize == 1 else chunksize
 
 
-def _check(on_error: OnError) -> OnError:
+def check(on_error: OnError) -> OnError:
+    """It is one of the three; else ValueError."""
     if on_error not in _ON_ERROR:
         raise ValueError(f"on_error must be 'raise', 'collect' or 'skip', not {on_error!r}")
     return on_error
 
 
-def map(
-    function: Callable[..., T],
-    *iterables: Iterable[Any],
-    workers: int | None = None,
-    ordered: bool = True,
-    progress: Any = None,
-    timeout: float | None = None,
-    retries: int = 0,
-    on_error: OnError = "raise",
-    initializer: Callable[..., object] | None = None,
-    initargs: Iterable[Any] = (),
-    finalizer: Callable[[Any], object] | None = None,
-) -> list[T]:
-    """`list(map(function, *iterables))`, on all cores.
-
-    Args:
-        function: Called with one item of each iterable. Any function: also a lambda, or one of a script or a notebook.
-        iterables: The items; the shortest ends it.
-        workers: Worker processes; by default as many as the cores that this process may use.
-        ordered: Results in the input's order; else as they come.
-        progress: True for a progress bar, or a callable that is told; None for neither.
-        timeout: Seconds that one call may run before its worker is killed and it fails with `TaskTimeout`.
-        retries: How often a failed call is tried again.
-        on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
-        initializer: Called in each worker before its first task, with `initargs`; what it returns is there
-            `current_worker().state`.
-        initargs: Its arguments.
-        finalizer: Called in each worker at the end, with what the initializer returned. It has five seconds.
-
-    Returns:
-        The results.
-
-    Raises:
-        Exception: What the function raised, with the worker's traceback as its cause.
-        WorkerDied: A worker died; only with on_error="raise".
-    """
-    bring(_ENGINE, globals(), start_zygote=start_method_of(None) == "zygote")
-    items: Any = iterables[0] if len(iterables) == 1 else list(zip(*iterables, strict=False))
-    if not hasattr(items, "__len__"):
-        items = list(items)
-    _check(on_error)
-    options = MapOptions(star=len(iterables) != 1, ordered=ordered, timeout=timeout, retries=retries)
-    if not iterables:
-        raise TypeError("map() needs a function and at least one iterable")
-    if not items:
-        return []
-    size = _fitting(workers, len(items))
-    with Pool(size, initializer, initargs, finalizer=finalizer) as pool:
-        run = pool._run(function, items, options)
-        with _reporting(progress, len(items), pool._engine) as advance:
-            results = gather(run, on_error, advance)
-        pool.close()
-        pool.join()
-        return results
-
-
 @contextlib.contextmanager
-def _reporting(progress: Any, total: int | None, engine: Engine) -> Iterator[Callable[[int, int], object] | None]:
+def reporting(progress: Any, total: int | None, engine: Engine) -> Iterator[Callable[[int, int], object] | None]:
     """The function that is told of progress, while the block runs."""
     if not progress:
         yield None
@@ -511,72 +558,3 @@ def _reporting(progress: Any, total: int | None, engine: Engine) -> Iterator[Cal
     start_progress = import_module("manycore._observe.progress").start_progress  # most maps show none
     with start_progress(progress, total=total, status=engine.load) as reporter:
         yield reporter.advance
-
-
-def _fitting(workers: int | None, items: int) -> int:
-    """As many workers as were asked for, but not more than there are items."""
-    if workers is None:
-        workers = _launch.cpu_count()
-    elif workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
-    return max(1, min(workers, items))
-
-
-def imap(
-    function: Callable[..., T],
-    *iterables: Iterable[Any],
-    workers: int | None = None,
-    ordered: bool = True,
-    progress: Any = None,
-    timeout: float | None = None,
-    retries: int = 0,
-    on_error: OnError = "raise",
-    buffersize: int = 0,
-    initializer: Callable[..., object] | None = None,
-    initargs: Iterable[Any] = (),
-    finalizer: Callable[[Any], object] | None = None,
-) -> Iterator[T]:
-    """As `map`, as an iterator that reads its inputs only as results are consumed; they may be endless.
-
-    Args:
-        function: Called with one item of each iterable.
-        iterables: The items; the shortest ends it.
-        workers: Worker processes; by default as many as the cores that this process may use.
-        ordered: Results in the input's order; else as they come.
-        progress: True for a progress bar, or a callable that is told; None for neither.
-        timeout: Seconds that one call may run before its worker is killed and it fails with `TaskTimeout`.
-        retries: How often a failed call is tried again.
-        on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
-        buffersize: Items read ahead of the consumer; 0 = what keeps the workers busy.
-        initializer: Called in each worker before its first task, with `initargs`; what it returns is there
-            `current_worker().state`.
-        initargs: Its arguments.
-        finalizer: Called in each worker at the end, with what the initializer returned. It has five seconds.
-    """
-    if not iterables:
-        raise TypeError("imap() needs a function and at least one iterable")
-    if not callable(function):
-        raise TypeError(f"{function!r} is not callable")
-    _check(on_error)
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
-    star = len(iterables) != 1
-    items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
-    total = len(items) if isinstance(items, Sized) else None
-    bring(_ENGINE, globals(), start_zygote=start_method_of(None) == "zygote")
-    options = MapOptions(star=star, ordered=ordered, lazy=True, window=buffersize, timeout=timeout, retries=retries)
-    pool = partial(Pool, workers, initializer, tuple(initargs), finalizer=finalizer)
-    return _stream(pool, function, items, options, on_error, progress, total)
-
-
-def _stream(
-    make_pool: Callable[[], Pool],
-    function: Callable[..., Any],
-    items: Iterable[Any],
-    options: MapOptions,
-    on_error: OnError,
-    progress: Any,
-    total: int | None,
-) -> Iterator[Any]:
-    with make_pool() as pool, _reporting(progress, total, pool._engine) as advance:
-        yield from IMapIterator(pool._run(function, items, options), on_error, advance)

@@ -7,6 +7,8 @@ result is read or not yet, a task is cancelled. Whatever the order:
 
     each item has exactly one outcome; the order of a task's outcomes is that of its items
     an item's code begins at most 1 + retries times, and never in two workers at once
+    what is published is of the highest priorities, whenever something new comes
+    a worker dies for an item that ran too long, or that nobody wants any more, and for no other
     when all is quiet, nothing is left
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -23,25 +26,36 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from manycore._engine import dispatch
-from manycore._engine.dispatch import (
-    NOT_PUBLISHED,
+from manycore._engine.dispatch import Dispatcher, IllegalTransition, WorkerState
+from manycore._engine.orders import (
     Broken,
-    Dispatcher,
     Failed,
-    IllegalTransition,
     Instruction,
+    Interrupt,
+    Kill,
+    Postponed,
+    Recall,
     Requeued,
+    Retire,
     Sight,
     Split,
     Start,
-    Task,
-    TaskState,
-    WorkerState,
 )
+from manycore._engine.policy import Policy
+from manycore._engine.task import NOT_PUBLISHED, TASK_TRANSITIONS, Past, Task, TaskState
 from manycore._native.ring import DECODING
+from manycore.errors import WorkerDied
 
 WORKERS = 3
 SLOTS = 4
+PLACES = 4  # indices of workers: sizes go up to this
+
+
+def promise(*, retries: int = 0, timeout: int = 0, soft: int = 0, priority: int = 0, backoff: float = 0) -> Policy:
+    """A policy whose times are so short that no user could ask for them."""
+    policy = Policy(retries=retries, priority=priority, backoff=backoff)
+    policy.timeout_ns, policy.soft_ns, policy.first_ns = timeout, soft, soft or timeout
+    return policy
 
 
 class Watched(Task):
@@ -59,7 +73,7 @@ class Watched(Task):
     def state(self, state: TaskState) -> None:
         before = getattr(self, "_now", None)
         if before is not None:
-            assert (before, state) in dispatch._TASK_TRANSITIONS
+            assert (before, state) in TASK_TRANSITIONS
             self.seen.add((before, state))
         self._now = state
 
@@ -69,10 +83,14 @@ class Call:
     """What was asked for: the sink of its tasks. Items are numbered from `first` on."""
 
     count: int
-    retries: int
+    policy: Policy | None
     outcomes: dict[int, str] = field(default_factory=dict)
     begun: Counter[int] = field(default_factory=Counter)
     cancelled: bool = False
+
+    @property
+    def retries(self) -> int:
+        return 0 if self.policy is None else self.policy.retries
 
 
 @dataclass
@@ -89,6 +107,8 @@ class Page:
     step: str = "starting"
     records: deque[tuple[Any, ...]] = field(default_factory=deque)
     alive: bool = True
+    retired: bool = False
+    interrupted: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 class Engine(RuleBasedStateMachine):
@@ -96,7 +116,7 @@ class Engine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dispatcher = Dispatcher()
+        self.dispatcher = Dispatcher(WORKERS)
         self.ring: deque[Task] = deque()  # published and not claimed
         self.ticket = 0
         self.pages: dict[int, Page] = {}
@@ -129,10 +149,16 @@ class Engine(RuleBasedStateMachine):
             elif isinstance(order, Split):
                 call, first = self.where[order.task]
                 for item in range(order.task.received, order.task.count):
-                    tries = order.task.tries if item == order.task.received else 0  # what it has begun counts
-                    self.submit_task(call, first + item, 1, order.task.timeout_ns, tries)
+                    past = order.task.past if item == order.task.received else None  # what it has begun counts
+                    self.submit_task(call, first + item, 1, past)
             elif isinstance(order, Start):
                 self.start_worker(order.worker)
+            elif isinstance(order, Retire):
+                self.pages[order.worker].retired = True
+            elif isinstance(order, Postponed):
+                assert order.attempt >= 1
+                self.dispatcher.put_off(order.task, self.now + 1000)  # until somebody has been asked
+                self.dispatcher.put_off(order.task, self.now + 7 * order.attempt)
             elif isinstance(order, Broken):
                 self.broken = True
                 for task in self.dispatcher.tasks():
@@ -145,37 +171,72 @@ class Engine(RuleBasedStateMachine):
         self.pump()
 
     def pump(self) -> None:
-        while len(self.ring) < SLOTS and (task := self.dispatcher.peek()) is not None:
+        room = min(SLOTS, self.dispatcher.window) if self.dispatcher.ranked else SLOTS
+        while len(self.ring) < room and (task := self.dispatcher.peek()) is not None:
             self.ticket += 1
             self.ring.append(task)
             self.dispatcher.published(task, self.ticket)
 
-    def submit_task(self, call: Call, first: int, count: int, timeout_ns: int, tries: int = 0) -> None:
-        task = Watched(call, None, None, count=count, chunk=count > 1, retries=call.retries, timeout_ns=timeout_ns)
-        task.tries = tries
+    def submit_task(self, call: Call, first: int, count: int, past: Past | None = None) -> None:
+        task = Watched(call, None, None, count=count, chunk=count > 1, policy=call.policy)
+        task.past = past
         self.where[task] = (call, first)
-        self.dispatcher.submit(task)
+        if self.dispatcher.submit(task) is not None:
+            taken = list(self.ring)
+            self.ring.clear()
+            self.dispatcher.recalled(taken)
 
     @precondition(lambda self: not self.broken)
-    @rule(count=st.integers(1, 4), retries=st.integers(0, 2), timeout=st.sampled_from([0, 0, 5, 50]))
-    def submit(self, count: int, retries: int, timeout: int) -> None:
-        call = Call(count, retries)
+    @rule(
+        count=st.integers(1, 4),
+        retries=st.integers(0, 3),
+        times=st.sampled_from([(0, 0), (0, 0), (0, 5), (0, 50), (3, 0), (3, 9)]),
+        priority=st.sampled_from([0, 0, 0, 1, 2, -1]),
+        backoff=st.sampled_from([0, 0, 1]),
+    )
+    def submit(self, count: int, retries: int, times: tuple[int, int], priority: int, backoff: float) -> None:
+        policy = None
+        if retries or any(times) or priority:
+            soft, hard = times
+            policy = promise(retries=retries, soft=soft, timeout=hard, priority=priority, backoff=backoff)
+        call = Call(count, policy)
         self.calls.append(call)
-        self.submit_task(call, 0, count, timeout)
+        self.submit_task(call, 0, count)
         self.pump()
+        self.check_order(priority)
 
-    @rule(choice=st.integers(0, 50))
-    def cancel(self, choice: int) -> None:
+    def check_order(self, priority: int) -> None:
+        """Something of this priority has come: nothing lower is published ahead of it while it waits."""
+        waiting = [task for task in self.dispatcher.tasks() if task.state is TaskState.QUEUED]
+        if any(dispatch._priority(task) == priority for task in waiting):
+            assert all(dispatch._priority(task) >= priority for task in self.ring)
+
+    @precondition(lambda self: not self.broken)
+    @rule(size=st.integers(1, PLACES))
+    def resize(self, size: int) -> None:
+        self.obey(list(self.dispatcher.resize(size)))
+
+    @precondition(lambda self: not self.broken)
+    @rule()
+    def demand(self) -> None:
+        self.obey(list(self.dispatcher.demand()))
+
+    @rule(choice=st.integers(0, 50), running=st.booleans())
+    def cancel(self, choice: int, running: bool) -> None:
         if not self.where:
             return
         task = list(self.where)[choice % len(self.where)]
-        if task.state is TaskState.PUBLISHED:
-            if task not in self.ring:
-                return
-            self.ring.remove(task)
-            self.dispatcher.withdrawn(task)
         received = task.received
-        if self.dispatcher.cancel(task):
+        cancelled = False
+        if task.state is TaskState.PUBLISHED:
+            if task in self.ring:
+                self.ring.remove(task)
+                self.dispatcher.withdrawn(task)
+            elif running:
+                cancelled = self.dispatcher.doom(task)
+            else:
+                return
+        if cancelled or self.dispatcher.cancel(task):
             for item in range(received, task.count):
                 self.settle(task, item, "cancelled")
         self.pump()
@@ -199,19 +260,19 @@ class Engine(RuleBasedStateMachine):
         if status == "ready":
             self.dispatcher.worker_ready(index)
         elif status == "leaving":
-            self.dispatcher.worker_leaving(index)
+            self.dispatcher.worker_leaving(index, idle=bool(item))
         elif status == "ok":
             task = self.dispatcher.finished(task_id, item, count)
             if task is not None:
                 for place in range(item, item + count):
                     self.settle(task, place, "ok")
         elif status == "raised":
-            self.obey(self.dispatcher.failed(task_id, item), "raised")
+            self.obey(self.dispatcher.failed(task_id, item, again=bool(count)), "raised")
         else:
             self.obey(self.dispatcher.undecodable(task_id), "undecodable")
         self.pump()
 
-    @rule(index=st.integers(0, WORKERS - 1), most=st.integers(1, 8))
+    @rule(index=st.integers(0, PLACES - 1), most=st.integers(1, 8))
     def drain(self, index: int, most: int) -> None:
         page = self.pages.get(index)
         while page is not None and page.records and most:
@@ -237,24 +298,39 @@ class Engine(RuleBasedStateMachine):
     def watch(self, passed: int) -> None:
         self.now += passed
         sights = [Sight(i, (), page.task_id, page.item, page.started_ns) for i, page in self.pages.items()]
-        kills, again = self.dispatcher.overdue(self.now, sights)
-        assert (again is None) == (not self.dispatcher.timed)
-        for kill in kills:
-            page = self.pages[kill.sight.worker]
+        live = self.dispatcher.by_id
+        orders, again = self.dispatcher.tick(self.now, sights)
+        assert (again is not None) == self.dispatcher.timed or orders
+        for order in orders:
+            sight = order.sight
+            page = self.pages[sight.worker]
+            task = live.get(sight.task)
+            if isinstance(order, Interrupt):
+                assert task is not None
+                assert task.policy is not None
+                assert 0 < task.policy.soft_ns <= self.now - sight.started_ns
+                key = (sight.task, sight.item, sight.started_ns)
+                assert key not in page.interrupted, "interrupted twice"
+                page.interrupted.append(key)
+                continue
+            if task is not None:
+                assert task.policy is not None
+                assert 0 < task.policy.timeout_ns <= self.now - sight.started_ns
             if page.alive:
-                self.dispatcher.sentence(kill.sight)
-                self.kill(kill.sight.worker)
+                self.dispatcher.sentence(sight)
+                self.kill(sight.worker)
+        self.pump()
 
     # the workers
 
-    @rule(index=st.integers(0, WORKERS - 1))
+    @rule(index=st.integers(0, PLACES - 1))
     def kill(self, index: int) -> None:
         page = self.pages.get(index)
         if page is not None and page.alive:
             page.alive = False
             self.dead.append((index, page))
 
-    @rule(index=st.integers(0, WORKERS - 1), turns=st.integers(1, 12), luck=st.integers(0, 11))
+    @rule(index=st.integers(0, PLACES - 1), turns=st.integers(1, 12), luck=st.integers(0, 11))
     def work(self, index: int, turns: int, luck: int) -> None:
         for _ in range(turns):
             page = self.pages.get(index)
@@ -270,8 +346,8 @@ class Engine(RuleBasedStateMachine):
             page.records.append(("ready", 0, 0, 0))
             page.step = "idle"
         elif page.step == "idle":
-            if luck == 10:
-                page.records.append(("leaving", 0, 0, 0))
+            if luck in (7, 10) or page.retired:
+                page.records.append(("leaving", 0, luck == 7 and not page.retired, 0))
                 self.kill(index)
             elif self.ring:
                 page.claimed = page.task = self.ring.popleft()
@@ -310,7 +386,7 @@ class Engine(RuleBasedStateMachine):
         assert page.task is not None
         item = page.item
         if luck == 8:
-            page.records.append(("raised", page.task_id, item, 0))
+            page.records.append(("raised", page.task_id, item, page.started_ns % 3 > 0))  # worth another try
             if page.task.count > 1:
                 page.item = item + 1
         else:
@@ -328,8 +404,8 @@ class Engine(RuleBasedStateMachine):
         tasks = self.dispatcher.tasks()
         for task in tasks:
             assert 0 <= task.received < task.count
-            assert task.state in (TaskState.QUEUED, TaskState.PUBLISHED)
-            assert (task.state is TaskState.QUEUED) == (task.ticket == NOT_PUBLISHED)
+            assert task.state in (TaskState.QUEUED, TaskState.PUBLISHED, TaskState.WAITING)
+            assert (task.state is TaskState.PUBLISHED) == (task.ticket != NOT_PUBLISHED)
         for task in self.ring:
             assert task.state is TaskState.PUBLISHED
         running = [page.task for page in self.pages.values() if page.task_id and page.step == "running" and page.alive]
@@ -338,8 +414,9 @@ class Engine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Let everything come to its end: then each item has its outcome."""
         for _ in range(10_000):
-            if not self.dispatcher.outstanding or self.broken:
+            if not (self.dispatcher.outstanding or self.dispatcher.timed or self.dead) or self.broken:
                 break
+            self.watch(10)
             while self.dead:
                 self.bury(True)
             for index in tuple(self.pages):
@@ -348,7 +425,8 @@ class Engine(RuleBasedStateMachine):
             if not self.pages:
                 self.start_worker(0)
         assert not self.dispatcher.outstanding
-        assert not self.dispatcher.timed
+        assert self.broken or not self.dispatcher.timed
+        assert not self.dispatcher.ranked
         for call in self.calls:
             assert sorted(call.outcomes) == list(range(call.count))
             for item, outcome in call.outcomes.items():
@@ -366,23 +444,29 @@ def test_long_random_walks(rng: random.Random) -> None:
         walk = Engine()
         walk.start()
         for _ in range(200):
-            match rng.choices(range(8), [3, 20, 8, 2, 4, 1, 0.3, 2])[0]:
+            match rng.choices(range(10), [3, 20, 8, 2, 4, 1, 0.3, 2, 0.3, 0.5])[0]:
                 case 0 if not walk.broken:
-                    walk.submit(rng.randint(1, 4), rng.randint(0, 2), rng.choice([0, 0, 5, 50]))
+                    times = rng.choice([(0, 0), (0, 0), (0, 5), (0, 50), (3, 0), (3, 9)])
+                    priority = rng.choice([0, 0, 0, 1, 2, -1])
+                    walk.submit(rng.randint(1, 4), rng.randint(0, 3), times, priority, rng.choice([0, 0, 1]))
                 case 1:
-                    walk.work(rng.randrange(WORKERS), rng.choice([1, 1, 2, 6]), rng.randrange(12))
+                    walk.work(rng.randrange(PLACES), rng.choice([1, 1, 2, 6]), rng.randrange(12))
                 case 2:
-                    walk.drain(rng.randrange(WORKERS), rng.randint(1, 3))
+                    walk.drain(rng.randrange(PLACES), rng.randint(1, 3))
                 case 3:
-                    walk.kill(rng.randrange(WORKERS))
+                    walk.kill(rng.randrange(PLACES))
                 case 4:
                     walk.bury(rng.random() < 0.9)
                 case 5:
-                    walk.cancel(rng.randrange(50))
+                    walk.cancel(rng.randrange(50), rng.random() < 0.5)
                 case 6:
                     walk.give_up(rng.randrange(50))
                 case 7:
                     walk.watch(rng.randrange(30))
+                case 8 if not walk.broken:
+                    walk.resize(rng.randint(1, PLACES))
+                case 9 if not walk.broken:
+                    walk.demand()
             walk.states()
         walk.teardown()
 
@@ -419,23 +503,37 @@ def test_every_row_of_the_tables_is_reached(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Watched, "seen", set())
     monkeypatch.setattr(WatchedWorker, "seen", set())
     monkeypatch.setattr(dispatch, "_Worker", WatchedWorker)
-    dispatcher = Dispatcher()
-    for index in range(3):
+    dispatcher = Dispatcher(5)
+    for index in range(5):
         dispatcher.worker_started(index)
-    dispatcher.worker_ready(0)
-    dispatcher.worker_ready(1)
+    for index in (0, 1, 3):
+        dispatcher.worker_ready(index)
     dispatcher.worker_leaving(1)
     dispatcher.worker_leaving(2)
-    assert dispatcher.workers == {0: WorkerState.READY, 1: WorkerState.LEAVING, 2: WorkerState.LEAVING}
+    assert dispatcher.resize(3) == [Retire(3), Retire(4)]
+    dispatcher.worker_ready(4)  # it was about to be, and leaves all the same
+    dispatcher.worker_leaving(4)
+    leaving = WorkerState.LEAVING
+    expected = {0: WorkerState.READY, 1: leaving, 2: leaving, 3: WorkerState.RETIRED, 4: leaving}
+    assert dispatcher.workers == expected
 
     task = published(dispatcher)
     assert dispatcher.finished(task.id, 0) is task  # PUBLISHED -> DONE
     task = published(dispatcher)
     dispatcher.withdrawn(task)  # PUBLISHED -> QUEUED
     assert dispatcher.cancel(task)  # QUEUED -> DONE
+    policy = promise(retries=2, backoff=1)
+    for again in (False, True):
+        task = published(dispatcher, policy=policy)
+        assert dispatcher.failed(task.id, 0, again=True) == [Postponed(task, 1)]  # PUBLISHED -> WAITING
+        if again:
+            dispatcher.put_off(task, 10)
+            assert dispatcher.tick(9, []) == ([], 10)
+            assert dispatcher.tick(10, []) == ([], None)  # WAITING -> QUEUED
+        assert dispatcher.cancel(task)  # WAITING -> DONE
     assert dispatcher.outstanding == 0
 
-    assert Watched.seen == set(dispatch._TASK_TRANSITIONS)
+    assert Watched.seen == set(TASK_TRANSITIONS)
     assert WatchedWorker.seen == set(dispatch._WORKER_TRANSITIONS)
 
 
@@ -505,7 +603,7 @@ def test_who_pays_for_a_death(
     dispatcher = Dispatcher()
     dispatcher.worker_started(0)
     dispatcher.worker_ready(0)
-    task = published(dispatcher, count=count, retries=retries)
+    task = published(dispatcher, count=count, policy=promise(retries=retries))
     if received:
         dispatcher.finished(task.id, 0, received)
     orders = dispatcher.worker_died(Sight(0, (), task.id, item, 0), replace=True)
@@ -555,17 +653,16 @@ def test_deadlines_are_asked_for_again_in_time() -> None:
     dispatcher = Dispatcher()
     dispatcher.worker_started(0)
     dispatcher.worker_ready(0)
-    assert dispatcher.overdue(100, []) == ([], None)
-    task = published(dispatcher, timeout_ns=50)
+    assert dispatcher.tick(100, []) == ([], None)
+    task = published(dispatcher, policy=promise(timeout=50))
     running = Sight(0, (), task.id, 0, 80)
-    assert dispatcher.overdue(100, [running]) == ([], 130)
-    assert dispatcher.overdue(100, []) == ([], 150)
-    kills, _ = dispatcher.overdue(130, [running])
-    assert [kill.sight for kill in kills] == [running]
+    assert dispatcher.tick(100, [running]) == ([], 130)
+    assert dispatcher.tick(100, []) == ([], 150)
+    assert dispatcher.tick(130, [running])[0] == [Kill(running)]
     dispatcher.sentence(running)
     failed = dispatcher.worker_died(running, replace=False)
     assert failed == [Failed(task, 0, timeout=True)]
-    assert dispatcher.overdue(131, []) == ([], None)
+    assert dispatcher.tick(131, []) == ([], None)
 
 
 def test_a_page_that_is_not_cleared_yet_costs_a_retry_nothing() -> None:
@@ -573,9 +670,191 @@ def test_a_page_that_is_not_cleared_yet_costs_a_retry_nothing() -> None:
     for index in range(2):
         dispatcher.worker_started(index)
         dispatcher.worker_ready(index)
-    task = published(dispatcher, retries=1)
+    task = published(dispatcher, policy=promise(retries=1))
     page = Sight(0, (), task.id, 0, 0)
-    assert dispatcher.failed(task.id, 0) == [Requeued(task)]
+    assert dispatcher.failed(task.id, 0, again=True) == [Requeued(task)]
     dispatcher.published(task, 9)  # and worker 1 has it
     assert dispatcher.worker_died(page, replace=False) == []
     assert dispatcher.finished(task.id, 0) is task
+
+
+# ------------------------------------------------------------------------------- policies, row by row
+
+
+def test_a_soft_timeout_comes_once_and_before_the_hard_one() -> None:
+    dispatcher = Dispatcher()
+    dispatcher.worker_started(0)
+    dispatcher.worker_ready(0)
+    task = published(dispatcher, policy=promise(soft=20, timeout=50))
+    running = Sight(0, (), task.id, 0, 100)
+    assert dispatcher.tick(100, [running]) == ([], 120)
+    assert dispatcher.tick(120, [running])[0] == [Interrupt(running)]
+    orders, again = dispatcher.tick(121, [running])
+    assert orders == []
+    assert again == 141  # nothing else may come before a task of this policy that begins now has run for 20
+    assert dispatcher.tick(150, [running])[0] == [Kill(running)]
+
+
+def test_arguments_that_are_slow_to_rebuild_hear_of_no_soft_timeout() -> None:
+    dispatcher = Dispatcher()
+    dispatcher.worker_started(0)
+    task = published(dispatcher, policy=promise(soft=20, timeout=50))
+    decoding = Sight(0, (), task.id, DECODING, 100)
+    assert dispatcher.tick(140, [decoding])[0] == []
+    assert dispatcher.tick(150, [decoding])[0] == [Kill(decoding)]
+
+
+def die_of(dispatcher: Dispatcher, task: Task, certificate: str) -> list[Instruction]:
+    """Worker 0 takes the task and dies of it."""
+    if task.state is TaskState.QUEUED:
+        dispatcher.published(task, 7)
+    orders = dispatcher.worker_died(Sight(0, (), task.id, 0, 0), replace=True, certificate=certificate)
+    dispatcher.worker_started(0)
+    dispatcher.worker_ready(0)
+    return orders
+
+
+@pytest.mark.parametrize(
+    ("retries", "retry_on", "deaths"),
+    [
+        (0, Exception, 1),
+        (1, Exception, 2),
+        (5, Exception, 2),  # poison, whatever is left
+        (5, WorkerDied, 6),  # unless this is what was asked for
+        (5, (ValueError, BrokenProcessPool), 6),
+        (5, ValueError, 1),
+    ],
+)
+def test_who_kills_again_is_poison(retries: int, retry_on: Any, deaths: int) -> None:
+    dispatcher = Dispatcher()
+    dispatcher.worker_started(0)
+    dispatcher.worker_ready(0)
+    task = published(dispatcher, policy=Policy(retries=retries, retry_on=retry_on))
+    for death in range(1, deaths):
+        assert die_of(dispatcher, task, f"c{death}") == [Requeued(task), Start(0)]
+    certificates = tuple(f"c{death}" for death in range(1, deaths + 1)) if retries else ()
+    assert die_of(dispatcher, task, f"c{deaths}") == [Failed(task, 0, False, certificates), Start(0)]
+    assert dispatcher.outstanding == 0
+
+
+def test_a_timeout_is_retried_and_is_no_death() -> None:
+    for retry_on, tries in ((Exception, 3), (TimeoutError, 3), (WorkerDied, 1)):
+        dispatcher = Dispatcher()
+        dispatcher.worker_started(0)
+        dispatcher.worker_ready(0)
+        policy = Policy(retries=2, retry_on=retry_on, timeout=1)
+        task = published(dispatcher, policy=policy)
+        for _ in range(tries - 1):
+            dispatcher.sentence(Sight(0, (), task.id, 0, 0))
+            assert die_of(dispatcher, task, "killed") == [Requeued(task), Start(0)]
+            dispatcher.published(task, 7)
+        dispatcher.sentence(Sight(0, (), task.id, 0, 0))
+        assert die_of(dispatcher, task, "killed") == [Failed(task, 0, True), Start(0)]
+
+
+def test_what_its_exception_does_not_ask_for_is_not_retried() -> None:
+    dispatcher = Dispatcher()
+    task = published(dispatcher, policy=promise(retries=3))
+    assert dispatcher.failed(task.id, 0, again=False) == [Failed(task, 0)]
+
+
+def test_priorities() -> None:
+    dispatcher = Dispatcher(1)
+    plain = [Watched(None, None, None) for _ in range(3)]
+    for task in plain:
+        assert dispatcher.submit(task) is None
+        dispatcher.published(task, 1)
+    low, high = (Watched(None, None, None, policy=promise(priority=priority)) for priority in (-1, 1))
+    assert dispatcher.submit(low) is None  # nothing lower is in its way
+    assert isinstance(dispatcher.submit(high), Recall)
+    dispatcher.recalled(plain[1:])  # the first one is claimed already
+    later = Watched(None, None, None)
+    assert dispatcher.submit(later) is None
+    order = []
+    while (following := dispatcher.peek()) is not None:
+        dispatcher.published(following, 1)
+        order.append(following)
+    assert order == [high, plain[1], plain[2], later, low]
+    assert isinstance(dispatcher.submit(Watched(None, None, None)), Recall)  # the low one is published
+    for left in dispatcher.tasks():
+        dispatcher.drop(left)
+    assert not dispatcher.ranked
+    assert dispatcher.submit(Watched(None, None, None)) is None
+
+
+def test_a_doomed_task_is_killed_wherever_it_is() -> None:
+    dispatcher = Dispatcher()
+    dispatcher.worker_started(0)
+    dispatcher.worker_ready(0)
+    task = published(dispatcher, count=3)
+    assert dispatcher.doom(task)
+    assert dispatcher.outstanding == 0
+    orders, again = dispatcher.tick(100, [Sight(0)])  # claimed, and on no page yet
+    assert orders == []
+    assert again is not None
+    for item in (DECODING, 0, 2):
+        sight = Sight(0, (), task.id, item, 90)
+        assert dispatcher.tick(100, [sight])[0] == [Kill(sight)]
+    assert dispatcher.finished(task.id, 0, 2) is None
+    assert dispatcher.timed
+    assert dispatcher.finished(task.id, 2) is None  # it was faster
+    assert not dispatcher.timed
+    for end in ("died", "unbegun", "returned", "undecodable", "raised"):
+        task = published(dispatcher)
+        assert dispatcher.doom(task)
+        match end:
+            case "died":
+                assert dispatcher.worker_died(Sight(0, (), task.id, 0, 0), replace=True) == [Start(0)]
+            case "unbegun":
+                dispatcher.worker_started(0)
+                dispatcher.worker_ready(0)
+                assert dispatcher.worker_died(Sight(0, (task.id,)), replace=True) == [Start(0)]
+            case "returned":
+                assert dispatcher.returned(task.id) == []
+            case "undecodable":
+                assert dispatcher.undecodable(task.id) == []
+            case "raised":
+                assert dispatcher.failed(task.id, 0, again=True) == []
+        assert not dispatcher.timed
+    queued = Watched(None, None, None)
+    dispatcher.submit(queued)
+    assert not dispatcher.doom(queued)
+
+
+def test_those_who_left_for_want_of_work_come_back_with_it() -> None:
+    dispatcher = Dispatcher(3)
+    for index in range(3):
+        dispatcher.worker_started(index)
+        dispatcher.worker_ready(index)
+        dispatcher.worker_leaving(index, idle=True)
+    assert dispatcher.worker_died(Sight(0), replace=True) == []
+    assert dispatcher.vacant
+    assert dispatcher.demand() == []
+    published(dispatcher)
+    assert dispatcher.worker_died(Sight(1), replace=True) == [Start(0)]  # it left without having seen that
+    dispatcher.worker_started(0)
+    assert dispatcher.demand() == []
+    published(dispatcher)
+    published(dispatcher)
+    assert dispatcher.demand() == [Start(1)]  # worker 2 is not gone yet
+    dispatcher.worker_started(1)
+    assert dispatcher.worker_died(Sight(2), replace=True) == [Start(2)]
+
+
+def test_sizes() -> None:
+    dispatcher = Dispatcher(2)
+    for index in range(2):
+        dispatcher.worker_started(index)
+        dispatcher.worker_ready(index)
+    assert dispatcher.resize(4) == [Start(2), Start(3)]
+    for index in (2, 3):
+        dispatcher.worker_started(index)
+        dispatcher.worker_ready(index)
+    assert dispatcher.resize(1) == [Retire(1), Retire(2), Retire(3)]
+    assert dispatcher.resize(1) == []
+    dispatcher.worker_leaving(3)
+    assert dispatcher.worker_died(Sight(3), replace=True) == []
+    assert dispatcher.resize(3) == []  # both are still there, and leave
+    assert dispatcher.worker_died(Sight(2), replace=True) == [Start(2)]  # and their places are filled again
+    dispatcher.worker_leaving(1)
+    assert dispatcher.worker_died(Sight(1), replace=True) == [Start(1)]

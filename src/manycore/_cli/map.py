@@ -28,6 +28,7 @@ from manycore._cli.summary import Failure, Tally, failure_of, shorten
 from manycore._cli.target import import_or_explain, resolve
 from manycore._cli.task import HEAD, BadItem, Done, Target, Task, encode, parse, settle
 from manycore._engine.mapping import MapOptions
+from manycore._engine.policy import make_policy
 from manycore._launch.machine import cpu_count
 from manycore._observe.progress import Reporter, start_progress
 from manycore.errors import PoolBroken
@@ -206,7 +207,8 @@ class _Run:
             )
             if self._reporter is not None:
                 self._output.share_terminal(self._reporter.above)
-            options = MapOptions(ordered=False, lazy=True, timeout=self.timeout, retries=self.retries)
+            policy = make_policy(timeout=self.timeout, retries=self.retries)
+            options = MapOptions(ordered=False, lazy=True, policy=policy)
             outcomes = pool._run(self._task, self._items, options)
             try:
                 outcomes.start()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from manycore import errors
 
 if TYPE_CHECKING:
-    from manycore._engine.dispatch import Task
+    from manycore._engine.orders import Failed
+    from manycore._engine.task import Task
     from manycore._launch import Certificate
 
 __all__ = ["death_error", "describe_item", "shorten"]
@@ -54,13 +55,24 @@ def describe_item(task: Task, item: int) -> str:
     """What ran, for messages: `task 41 resize('a.png')`."""
     args, kwargs = task.sink.arguments(task, item)
     shown = [shorten(value) for value in args] + [f"{name}={shorten(value)}" for name, value in kwargs.items()]
-    return f"task {task.id} {task.function.name}({', '.join(shown)})"
+    name = f"{task.policy.name!r} " if task.policy is not None and task.policy.name else ""
+    return f"task {task.id} {name}{task.function.name}({', '.join(shown)})"
 
 
-def death_error(who: str, what: str, certificate: Certificate | None, *, timeout: float | None) -> BaseException:
-    """The error of an item whose worker died, or was killed because the item ran longer than `timeout` seconds."""
+def death_error(who: str, what: str, certificate: Certificate | None, failed: Failed) -> BaseException:
+    """The error of an item whose worker died, or was killed because the item ran longer than its timeout."""
     who = f"{who} (pid {'?' if certificate is None else certificate.pid})"
-    if timeout is not None:
-        return errors.TaskTimeout(f"{what} ran longer than its timeout of {timeout:g} s; {who} was killed and replaced")
+    policy = failed.task.policy
+    if failed.timeout and policy is not None:
+        seconds = policy.timeout_ns / 1e9
+        return errors.TaskTimeout(f"{what} ran longer than its timeout of {seconds:g} s; {who} was killed and replaced")
     how = "died" if certificate is None else certificate.describe()
+    if policy is not None and policy.memory_bytes:
+        how += f" (its memory limit was {policy.memory_bytes} bytes)"
+    if len(failed.deaths) > 1:
+        times = len(failed.deaths)
+        return errors.PoisonTask(
+            f"{what} has killed {times} workers, the last one {who}: {how}; their certificates are in .certificates",
+            failed.deaths,
+        )
     return errors.WorkerDied(f"{who} died: {how} while running {what}; its certificate is in .certificate", certificate)

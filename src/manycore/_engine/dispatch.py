@@ -4,16 +4,20 @@ It knows no process, no clock and no shared memory, so that every order of event
 (`local.py`) tells it what happened and does what it says; both under the engine's lock.
 
     events                               instructions
-    submit(task)                         peek() -> the task to publish next, or None
+    submit(task)                         Recall, or None; peek() -> the task to publish next, or None
     published(task, ticket)
+    recalled(tasks)
     finished(id, item, count)            the task whose items these are, or None (stale)
-    failed(id, item)                     Failed | Requeued
+    failed(id, item, again)              Failed | Requeued | Postponed | Split
     undecodable(id)                      Failed | Split
     returned(id)                         Requeued
     worker_ready / worker_leaving
-    worker_died(worker, sight)           [Failed | Requeued | Split | Start | Broken ...]
-    overdue(now, sights)                 [Kill ...], the next moment to ask again
-    cancel(task)                         whether it was still ours to cancel
+    worker_died(worker, sight)           [Failed | Requeued | Postponed | Split | Start | Broken ...]
+    tick(now, sights)                    [Interrupt | Kill ...], the next moment to ask again
+    sentenced(sight)                     the worker is being killed for what it runs
+    put_off(task, due)                   after Postponed: when it is to go on
+    cancel(task), doom(task)             whether it was still ours to cancel; a doomed one's worker is to be killed
+    resize(size), demand()               [Start | Retire ...]
 
 A task is one frame in the task ring: a single call, or a chunk of `count` items of a map, which its worker
 runs in order. Results come item by item, so `task.received` is both the number of results that are here and the
@@ -22,11 +26,13 @@ begun (it is the culprit), and those behind it have not and are published again.
 
 Invariants:
     state is QUEUED    <=> the task waits in the backlog, with ticket == NOT_PUBLISHED
+    state is WAITING   <=> it has failed, and begins again at its time, with ticket == NOT_PUBLISHED
     state is PUBLISHED <=> its frame is in the ring, or a worker has it
     state is DONE      <=> it is not in `_tasks`; nothing will be told of it again
     0 <= received <= count; received == count only in DONE
     an item's code begins at most 1 + retries times
     a page that shows the id of a task in `_tasks` is that of the worker which has the task now, or had it and died
+    a doomed id is of no task in `_tasks`: it is forgotten when its worker has died or has ended it all the same
 If a process dies: `worker_died` says who fails (only the item whose code may have begun), who goes back into
     the queue, and whether a new worker is to be started. Workers that die before they were ever ready count
     against the restart budget, because then the fault is not a task's.
@@ -35,55 +41,46 @@ Source: the form is that of distributed's worker state machine; the restart budg
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
+from manycore._engine.backlog import Backlog
+from manycore._engine.orders import (
+    Broken,
+    Failed,
+    Interrupt,
+    Kill,
+    Postponed,
+    Recall,
+    Requeued,
+    Retire,
+    Split,
+    Start,
+)
+from manycore._engine.task import NOT_PUBLISHED, TASK_TRANSITIONS, Past, Task, TaskState
 from manycore._native.ring import DECODING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-__all__ = [
-    "NOT_PUBLISHED",
-    "Broken",
-    "Dispatcher",
-    "Failed",
-    "IllegalTransition",
-    "Instruction",
-    "Kill",
-    "Requeued",
-    "Sight",
-    "Split",
-    "Start",
-    "Task",
-    "TaskState",
-    "WorkerState",
-]
+    from manycore._engine.orders import Instruction, Sight
+    from manycore._engine.policy import Policy
 
-NOT_PUBLISHED: Final = -1
+__all__ = ["Dispatcher", "IllegalTransition", "WorkerState"]
 
 # Workers in a row that may die before they are ready, beyond one for each place of the pool. A crash in the
 # bootstrap is a fault of the machine or of the installation, which another start does not mend.
 SPARE_STARTS: Final = 3
 
+# Tasks published ahead for each worker while tasks differ in priority. What is published can be recalled, so more
+# would only make a recall dearer; fewer would leave a worker without work while the parent is slow.
+AHEAD: Final = 4
 
-class TaskState(Enum):
-    """Where a task is."""
+# How soon to look again for a doomed task that is on no page: its worker has claimed it and not begun.
+DOOMED_LOOK_NS: Final = 2_000_000
 
-    NEW = "new"
-    QUEUED = "queued"
-    PUBLISHED = "published"
-    DONE = "done"
-
-
-_TASK_TRANSITIONS: Final = {
-    (TaskState.NEW, TaskState.QUEUED): "submit",
-    (TaskState.QUEUED, TaskState.PUBLISHED): "published",
-    (TaskState.QUEUED, TaskState.DONE): "cancel, split",
-    (TaskState.PUBLISHED, TaskState.QUEUED): "withdrawn, retried, or its worker died before it began",
-    (TaskState.PUBLISHED, TaskState.DONE): "finished, failed, cancelled or split",
-}
+# The priority that nothing published is below.
+_NOTHING: Final = 1 << 64
 
 
 class WorkerState(Enum):
@@ -91,13 +88,17 @@ class WorkerState(Enum):
 
     STARTING = "starting"
     READY = "ready"
+    RETIRED = "retired"
     LEAVING = "leaving"
 
 
 _WORKER_TRANSITIONS: Final = {
     (WorkerState.STARTING, WorkerState.READY): "worker_ready",
+    (WorkerState.STARTING, WorkerState.RETIRED): "the pool has become smaller",
     (WorkerState.STARTING, WorkerState.LEAVING): "told to stop before it was ready",
+    (WorkerState.READY, WorkerState.RETIRED): "the pool has become smaller",
     (WorkerState.READY, WorkerState.LEAVING): "worker_leaving",
+    (WorkerState.RETIRED, WorkerState.LEAVING): "worker_leaving",
 }
 
 
@@ -105,176 +106,79 @@ class IllegalTransition(AssertionError):
     """An event that cannot follow what happened before: a bug of the engine."""
 
 
-class Task:
-    """One frame: a call, or a chunk of a map.
-
-    Args:
-        sink: Who wants the results; the dispatcher only hands it back.
-        function: What names the function to a worker; opaque here.
-        payload: The encoded arguments.
-        count: How many items the frame holds; 1 for a call.
-        chunk: Whether the payload is a list of items.
-        retries: How often an item may begin again after its worker died, it ran too long, or it failed.
-        timeout_ns: How long one item may run, in ns; 0 = as long as it likes.
-        once: Whether only one worker can read the payload, because it then owns the memory: where another task could
-            be published again, this one is split, which encodes its items anew.
-        nbytes: The size of the payload.
-    """
-
-    __slots__ = (
-        "chunk",
-        "count",
-        "function",
-        "id",
-        "nbytes",
-        "once",
-        "payload",
-        "received",
-        "retries",
-        "sink",
-        "state",
-        "ticket",
-        "timeout_ns",
-        "tries",
-    )
-
-    def __init__(
-        self,
-        sink: Any,
-        function: Any,
-        payload: Any,
-        *,
-        count: int = 1,
-        chunk: bool = False,
-        retries: int = 0,
-        timeout_ns: int = 0,
-        once: bool = False,
-        nbytes: int = 0,
-    ) -> None:
-        self.once = once
-        self.nbytes = nbytes
-        self.sink = sink
-        self.function = function
-        self.payload = payload
-        self.count = count
-        self.chunk = chunk
-        self.retries = retries
-        self.timeout_ns = timeout_ns
-        self.id = 0
-        self.received = 0  # items whose results are here; the next one is the only one that may be running
-        self.tries = 0  # times that the item at `received` has begun and come to nothing
-        self.ticket = NOT_PUBLISHED
-        self.state = _NEW
-
-
-class Sight(NamedTuple):
-    """What a worker's page and the task ring show of it.
-
-    Attributes:
-        worker: Its index.
-        unbegun: Ids of tasks that it had claimed without beginning.
-        task: The id of the task whose code may have begun; 0 for none.
-        item: The item of that task; DECODING while its arguments are unpickled.
-        started_ns: When that item began.
-    """
-
-    worker: int
-    unbegun: tuple[int, ...] = ()
-    task: int = 0
-    item: int = 0
-    started_ns: int = 0
-
-
-class Failed(NamedTuple):
-    """This item is over: its worker died, or it ran too long (`timeout`), or it raised."""
-
-    task: Task
-    item: int
-    timeout: bool = False
-
-
-class Requeued(NamedTuple):
-    """The task is in the queue again and begins at `task.received`."""
-
-    task: Task
-
-
-class Split(NamedTuple):
-    """The task cannot go on as it is (unpickled as a whole, or read twice): encode its items from `received` on anew.
-
-    The first of them inherits `task.tries`.
-    """
-
-    task: Task
-
-
-class Start(NamedTuple):
-    """Start a worker in this place."""
-
-    worker: int
-
-
-class Kill(NamedTuple):
-    """Kill this worker: what it runs, as seen in `sight`, has run too long."""
-
-    sight: Sight
-
-
-class Broken(NamedTuple):
-    """Give up: workers die faster than they get ready."""
-
-    deaths: int
-
-
-Instruction = Failed | Requeued | Split | Start | Kill | Broken
+_RECALL: Final = Recall()
 
 
 class _Worker:
-    __slots__ = ("sentenced", "state")
+    __slots__ = ("idle", "interrupted", "sentenced", "state")
 
     def __init__(self) -> None:
         self.state = WorkerState.STARTING
+        self.idle = False  # it leaves because there was nothing to do
         self.sentenced: tuple[int, int] | None = None  # (task, item) that ran too long
+        self.interrupted: tuple[int, int, int] | None = None  # (task, item, started_ns) that was told so
 
 
 class Dispatcher:
     """The state of one engine: its tasks, its queue and its workers.
 
+    Args:
+        size: How many workers there are to be.
+
     Attributes:
         retries: How often an item was tried again.
+        ranked: How many tasks there are with a priority; while there are any, only `window` tasks are published ahead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
         self._tasks: dict[int, Task] = {}
-        self._backlog: deque[Task] = deque()  # in order; may hold tasks that are DONE or PUBLISHED by now
+        self._backlog = Backlog()
         self._workers: dict[int, _Worker] = {}
         self._next_id = 1
-        self._timeouts: dict[int, int] = {}  # timeout in ns -> how many tasks in `_tasks` have it
+        self.retries = 0
+        self._timeouts: dict[int, int] = {}  # first_ns of a policy -> how many tasks in `_tasks` have it
+        self._doomed: dict[int, int] = {}  # id of a task that is over while a worker has it -> its count of items
+        self._waiting = 0  # tasks that are WAITING
+        self.ranked = 0  # tasks in `_tasks` with a priority
+        self._floor = 0  # while there are any: nothing published is of a lower priority
         self._failed_starts = 0  # in a row
-        self.retries = 0  # items that were tried again
 
     # tasks
 
     def _move(self, task: Task, state: TaskState) -> None:
-        if (task.state, state) not in _TASK_TRANSITIONS:
+        if (task.state, state) not in TASK_TRANSITIONS:
             raise IllegalTransition(f"task {task.id}: {task.state.value} -> {state.value}")
+        if state is _WAITING:
+            self._waiting += 1
+        elif task.state is _WAITING:
+            self._waiting -= 1
         task.state = state
 
     def _end(self, task: Task) -> None:
         self._move(task, _DONE)
         task.ticket = NOT_PUBLISHED
         del self._tasks[task.id]
-        if task.timeout_ns:
-            left = self._timeouts[task.timeout_ns] - 1
+        if task.policy is not None:
+            self._count(task.policy, -1)
+
+    def _count(self, policy: Policy, change: int) -> None:
+        """A task of this policy has come, or has ended."""
+        if policy.first_ns:
+            left = self._timeouts.get(policy.first_ns, 0) + change
             if left:
-                self._timeouts[task.timeout_ns] = left
+                self._timeouts[policy.first_ns] = left
             else:
-                del self._timeouts[task.timeout_ns]
+                del self._timeouts[policy.first_ns]
+        if policy.priority:
+            self.ranked += change
+            if not self.ranked:
+                self._floor = 0
 
     def _requeue(self, task: Task) -> Requeued:
         self._move(task, _QUEUED)
         task.ticket = NOT_PUBLISHED
-        self._backlog.appendleft(task)  # it has waited its turn already
+        self._backlog.push(task)  # it has waited its turn already
         return Requeued(task)
 
     def _again(self, task: Task) -> Requeued | Split:
@@ -283,6 +187,15 @@ class Dispatcher:
             return self._requeue(task)
         self._end(task)
         return Split(task)
+
+    def _retry(self, task: Task) -> Requeued | Postponed | Split:
+        """The same after a failure, when its policy may want it to wait."""
+        self.retries += 1
+        if task.policy is None or task.past is None or not task.policy.backoff or task.once:
+            return self._again(task)
+        self._move(task, _WAITING)
+        task.ticket = NOT_PUBLISHED
+        return Postponed(task, task.past.tries)
 
     def _rename(self, task: Task) -> Task:
         """Give it a new id: the page of the worker that had it shows the old one until it is cleared, or for ever."""
@@ -297,45 +210,68 @@ class Dispatcher:
 
     @property
     def timed(self) -> bool:
-        """Whether any task that is not done has a timeout."""
-        return bool(self._timeouts)
+        """Whether `tick` may have something to say."""
+        return bool(self._timeouts or self._doomed or self._waiting)
+
+    @property
+    def window(self) -> int:
+        """How many tasks may be published and not claimed, while they differ in priority."""
+        return AHEAD * self.size
 
     def tasks(self) -> list[Task]:
         """The tasks that are not done, in order of submission."""
         return list(self._tasks.values())
+
+    @property
+    def by_id(self) -> dict[int, Task]:
+        """The tasks that are not done."""
+        return self._tasks
 
     def _name(self, task: Task) -> None:
         task.id = self._next_id
         self._next_id += 1
         self._tasks[task.id] = task
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: Task) -> Recall | None:
         """A new task: it gets an id and waits in the queue."""
         if task.state is not _NEW:
             raise IllegalTransition(f"task {task.id} was submitted before")
         self._name(task)
         task.state = _QUEUED
+        if task.policy is None and not self.ranked:
+            self._backlog.plain.append(task)
+            return None
         self._backlog.append(task)
-        if task.timeout_ns:
-            self._timeouts[task.timeout_ns] = self._timeouts.get(task.timeout_ns, 0) + 1
+        if task.policy is not None:
+            self._count(task.policy, 1)
+        return _RECALL if self.ranked and _priority(task) > self._floor else None
 
     def peek(self) -> Task | None:
         """The task that is to be published next."""
-        backlog = self._backlog
-        while backlog:
-            task = backlog[0]
-            if task.state is _QUEUED:
-                return task
-            backlog.popleft()
-        return None
+        return self._backlog.peek()
 
     def published(self, task: Task, ticket: int) -> None:
         """The task that `peek` gave is in the ring."""
         if task.state is not _QUEUED:
             raise IllegalTransition(f"task {task.id}: {task.state.value} -> published")
-        self._backlog.popleft()
+        self._backlog.pop(task)
         task.state = _PUBLISHED
         task.ticket = ticket
+        self.ahead(task)
+
+    def ahead(self, task: Task) -> None:
+        """The same, from whoever has taken it out and written that down already."""
+        if self.ranked:
+            self._floor = min(self._floor, _priority(task))
+
+    def recalled(self, tasks: Sequence[Task]) -> None:
+        """These were published and not claimed, in this order, and have been taken back."""
+        for task in reversed(tasks):
+            if task.state is _PUBLISHED:
+                self._move(task, _QUEUED)
+                task.ticket = NOT_PUBLISHED
+            self._backlog.push(task)
+        self._floor = _NOTHING
 
     def finished(self, task_id: int, item: int, count: int = 1) -> Task | None:
         """`count` results came, from `item` on. The task, or None when they are of one that is done.
@@ -345,6 +281,8 @@ class Dispatcher:
         """
         task = self._tasks.get(task_id)
         if task is None:
+            if self._doomed:
+                self._spare(task_id, item + count)
             return None
         if item + count <= task.received:
             return None
@@ -353,45 +291,69 @@ class Dispatcher:
                 f"task {task_id} ({task.state.value}, {task.received} of {task.count}) got {count} from item {item} on"
             )
         task.received = item + count
-        task.tries = 0
+        task.past = None
         if task.received == task.count:
             self._end(task)
         return task
 
+    def _spare(self, task_id: int, items: int) -> None:
+        """So many items of a task that is over are done: a doomed one whose worker is done with it is forgotten."""
+        if items >= self._doomed.get(task_id, items + 1):
+            del self._doomed[task_id]
+
     def _spent(self, task: Task) -> bool:
         """The item at `received` came to nothing: whether that was its last try."""
-        task.tries += 1
-        if task.tries > task.retries:
+        policy = task.policy
+        if policy is None or not policy.retries:
             return True
-        self.retries += 1
-        return False
+        if task.past is None:
+            task.past = Past()
+        task.past.tries += 1
+        return task.past.tries > policy.retries
+
+    def _died_of(self, task: Task, certificate: Any) -> bool:
+        """A worker died of the item at `received`: whether that was its last try."""
+        spent = self._spent(task)
+        policy, past = task.policy, task.past
+        if policy is None or past is None:
+            return True
+        past.deaths += (certificate,)
+        return spent or len(past.deaths) > policy.deaths
 
     def _give_up_item(self, task: Task, *, running: bool, timeout: bool = False) -> list[Instruction]:
         """The item at `received` has failed for good; `running`: the rest of the chunk is still with its worker."""
-        failed = Failed(task, task.received, timeout)
+        failed = Failed(task, task.received, timeout, () if task.past is None else task.past.deaths)
         task.received += 1
-        task.tries = 0
+        task.past = None
         if task.received == task.count:
             self._end(task)
         elif not running:
             return [failed, self._again(task)]
         return [failed]
 
-    def failed(self, task_id: int, item: int) -> list[Instruction]:
-        """The item raised in the worker. A call is tried again while it has retries; a chunk's item is over."""
+    def failed(self, task_id: int, item: int, *, again: bool = False) -> list[Instruction]:
+        """The item raised in the worker.
+
+        Args:
+            task_id: The task.
+            item: Its item.
+            again: The exception is one that its policy retries: a call is tried again then, a chunk's item is over.
+        """
         task = self._tasks.get(task_id)
         if task is None:
+            self._spare(task_id, item + 1)
             return []
         if task.state is not _PUBLISHED or item != task.received:
             raise IllegalTransition(f"task {task_id} ({task.state.value}, {task.received} done): item {item} failed")
-        if task.count == 1 and not self._spent(task):
-            return [self._again(self._rename(task))]
+        if task.count == 1 and again and not self._spent(task):
+            return [self._retry(self._rename(task))]
         return self._give_up_item(task, running=True)
 
     def undecodable(self, task_id: int) -> list[Instruction]:
         """The worker could not unpickle the task: a call fails, a chunk is taken apart to find the culprit."""
         task = self._tasks.get(task_id)
         if task is None:
+            self._doomed.pop(task_id, None)
             return []
         if task.count == 1:
             return self._give_up_item(task, running=True)
@@ -401,16 +363,30 @@ class Dispatcher:
     def returned(self, task_id: int) -> list[Instruction]:
         """The worker gives the task back: it could not begin it, for a reason that is not the task's."""
         task = self._tasks.get(task_id)
+        self._doomed.pop(task_id, None)
         return [] if task is None else [self._requeue(self._rename(task))]
 
     def withdrawn(self, task: Task) -> None:
         """A published task was taken back from the ring, unclaimed."""
         self._requeue(task)
 
+    def put_off(self, task: Task, due_ns: int) -> None:
+        """After `Postponed`: the task goes on then. May be said again, as long as it waits."""
+        if task.state is _WAITING:
+            self._backlog.put_off(task, due_ns)
+
     def cancel(self, task: Task) -> bool:
-        """Drop a task that waits in the queue. A published one must be withdrawn from the ring first."""
-        if task.state is not _QUEUED:
+        """Drop a task that is with no worker. A published one must be withdrawn from the ring first."""
+        if task.state is not _QUEUED and task.state is not _WAITING:
             return False
+        self._end(task)
+        return True
+
+    def doom(self, task: Task) -> bool:
+        """Drop a task that a worker has claimed; `tick` says whom to kill for it. False when it is not with one."""
+        if task.state is not _PUBLISHED:
+            return False
+        self._doomed[task.id] = task.count
         self._end(task)
         return True
 
@@ -418,12 +394,72 @@ class Dispatcher:
         """The engine gives the task up, wherever it is: nothing more is to be heard of it."""
         self._end(task)
 
+    # time
+
+    def tick(self, now_ns: int, sights: Iterable[Sight]) -> tuple[list[Kill | Interrupt], int | None]:
+        """Who has run too long, and when to ask again (ns; None while nothing waits for a time).
+
+        Tasks whose wait is over are in the queue after this.
+        """
+        orders: list[Kill | Interrupt] = []
+        if not self.timed:
+            return orders, None
+        for due in self._backlog.due(now_ns):
+            self._requeue(due)
+        # A task that begins after this look cannot be overdue before now + its own timeout.
+        looks = [now_ns + ns for ns in self._timeouts]
+        next_due = self._backlog.next_due()
+        if next_due is not None:
+            looks.append(next_due)
+        if self._doomed:
+            looks.append(now_ns + DOOMED_LOOK_NS)
+        for sight in sights:
+            task = self._tasks.get(sight.task)
+            if task is None:
+                if sight.task in self._doomed:
+                    orders.append(Kill(sight))
+            elif task.policy is not None:
+                order, look = self._judge(task.policy, sight, now_ns)
+                if order is not None:
+                    orders.append(order)
+                if look is not None:
+                    looks.append(look)
+        return orders, min(looks, default=None)
+
+    def _judge(self, policy: Policy, sight: Sight, now_ns: int) -> tuple[Kill | Interrupt | None, int | None]:
+        """What a running item has coming, now and next."""
+        order: Kill | Interrupt | None = None
+        look = None
+        if policy.timeout_ns:
+            look = sight.started_ns + policy.timeout_ns
+            if look <= now_ns:
+                return Kill(sight), None
+        if policy.soft_ns and sight.item != DECODING:
+            worker = self._workers.get(sight.worker)
+            soft = sight.started_ns + policy.soft_ns
+            key = (sight.task, sight.item, sight.started_ns)
+            if soft > now_ns:
+                look = soft
+            elif worker is not None and worker.interrupted != key:
+                worker.interrupted = key
+                order = Interrupt(sight)
+        return order, look
+
+    def sentence(self, sight: Sight) -> None:
+        """The worker is being killed for what it runs, which is certain to be what `sight` shows."""
+        self._workers[sight.worker].sentenced = (sight.task, sight.item)
+
     # workers
 
     @property
     def workers(self) -> dict[int, WorkerState]:
         """The workers and their states."""
         return {index: worker.state for index, worker in self._workers.items()}
+
+    @property
+    def vacant(self) -> bool:
+        """Whether there are fewer workers than there may be."""
+        return len(self._workers) < self.size
 
     def _move_worker(self, index: int, state: WorkerState) -> None:
         worker = self._workers[index]
@@ -442,37 +478,63 @@ class Dispatcher:
     def worker_ready(self, index: int) -> None:
         """The worker has run its initializer and takes tasks."""
         self._failed_starts = 0
-        self._move_worker(index, WorkerState.READY)
+        if self._workers[index].state is not WorkerState.RETIRED:
+            self._move_worker(index, WorkerState.READY)
 
-    def worker_leaving(self, index: int) -> None:
-        """The worker ends in order: it was told to, or has done its share."""
+    def worker_leaving(self, index: int, *, idle: bool = False) -> None:
+        """The worker ends in order: it was told to, or has done its share, or had nothing to do for long (`idle`)."""
         self._move_worker(index, WorkerState.LEAVING)
+        self._workers[index].idle = idle
 
-    def worker_died(self, sight: Sight, *, replace: bool) -> list[Instruction]:
+    def resize(self, size: int) -> list[Start | Retire]:
+        """The pool is to have so many workers."""
+        self.size = size
+        orders: list[Start | Retire] = []
+        for index, worker in self._workers.items():
+            if index >= size and worker.state in (WorkerState.STARTING, WorkerState.READY):
+                self._move_worker(index, WorkerState.RETIRED)
+                orders.append(Retire(index))
+        orders += [Start(index) for index in range(size) if index not in self._workers]
+        return orders
+
+    def demand(self) -> list[Start]:
+        """Who is to be started again, of those that had left for want of work."""
+        staffed = sum(worker.state in _TAKES_TASKS for worker in self._workers.values())
+        wanted = min(self.size, len(self._tasks)) - staffed
+        return [Start(index) for index in range(self.size) if index not in self._workers][: max(0, wanted)]
+
+    def worker_died(self, sight: Sight, *, replace: bool, certificate: Any = None) -> list[Instruction]:
         """The worker's process is gone, and all that it had written has been reported.
 
         Args:
             sight: What it left in the ring and on its page.
             replace: Whether the pool goes on and its place is to be filled.
+            certificate: How it ended; opaque here.
         """
         worker = self._workers.pop(sight.worker)
         orders: list[Instruction] = []
         for task_id in sight.unbegun:
-            task = self._tasks.get(task_id)
-            if task is not None:
-                orders.append(self._requeue(task))
+            unbegun = self._tasks.get(task_id)
+            self._doomed.pop(task_id, None)
+            if unbegun is not None:
+                orders.append(self._requeue(unbegun))
+        self._doomed.pop(sight.task, None)
         task = self._tasks.get(sight.task) if sight.task not in sight.unbegun else None
         if task is not None and task.state is _PUBLISHED:
-            orders += self._bereaved(task, sight, timeout=worker.sentenced == (sight.task, sight.item))
+            late = worker.sentenced == (sight.task, sight.item)
+            orders += self._bereaved(task, sight, timeout=late, certificate=certificate)
         if worker.state is WorkerState.STARTING:
             self._failed_starts += 1
             if self._failed_starts > SPARE_STARTS + len(self._workers):
                 return [*orders, Broken(self._failed_starts)]
-        if replace:
-            orders.append(Start(sight.worker))
+        if replace and sight.worker < self.size:
+            if not worker.idle:
+                orders.append(Start(sight.worker))
+            else:
+                orders += self.demand()
         return orders
 
-    def _bereaved(self, task: Task, sight: Sight, *, timeout: bool) -> list[Instruction]:
+    def _bereaved(self, task: Task, sight: Sight, *, timeout: bool, certificate: Any) -> list[Instruction]:
         """What becomes of the task that a dead worker had begun."""
         if sight.item == DECODING:
             if task.count > 1:
@@ -480,31 +542,19 @@ class Dispatcher:
                 return [Split(task)]
         elif sight.item < task.received:
             return [self._again(task)]  # it died between two items
-        if self._spent(task):
+        if timeout:
+            over = self._spent(task) or task.policy is None or not task.policy.again_late
+        else:
+            over = self._died_of(task, certificate)
+        if over:
             return self._give_up_item(task, running=False, timeout=timeout)
-        return [self._again(task)]
+        return [self._retry(task)]
 
-    def overdue(self, now_ns: int, sights: Iterable[Sight]) -> tuple[list[Kill], int | None]:
-        """Who has run too long, and when to ask again (ns; None while no task has a timeout)."""
-        kills: list[Kill] = []
-        if not self._timeouts:
-            return kills, None
-        # A task that begins after this look cannot be overdue before now + its own timeout.
-        again = now_ns + min(self._timeouts)
-        for sight in sights:
-            task = self._tasks.get(sight.task)
-            if task is None or not task.timeout_ns:
-                continue
-            deadline = sight.started_ns + task.timeout_ns
-            if deadline > now_ns:
-                again = min(again, deadline)
-            else:
-                kills.append(Kill(sight))
-        return kills, again
 
-    def sentence(self, sight: Sight) -> None:
-        """The worker is being killed for what it runs, which is certain to be what `sight` shows."""
-        self._workers[sight.worker].sentenced = (sight.task, sight.item)
+def _priority(task: Task) -> int:
+    return 0 if task.policy is None else task.policy.priority
 
 
 _NEW, _QUEUED, _PUBLISHED, _DONE = TaskState.NEW, TaskState.QUEUED, TaskState.PUBLISHED, TaskState.DONE
+_WAITING: Final = TaskState.WAITING
+_TAKES_TASKS: Final = frozenset((WorkerState.STARTING, WorkerState.READY))

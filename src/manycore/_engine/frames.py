@@ -17,7 +17,9 @@ __all__ = [
     "CALL",
     "CHUNK",
     "CLAIMS",
+    "GUARDED",
     "HEADER",
+    "IDLE",
     "INIT_FAILED",
     "LEAVING",
     "LOG",
@@ -25,6 +27,7 @@ __all__ = [
     "PACKED",
     "RAISED",
     "READY",
+    "RETRY",
     "RETURNED",
     "SPOOLED",
     "STAR",
@@ -42,6 +45,9 @@ CHUNK: Final = 1  # the payload is a list of items, each the function's only arg
 STAR: Final = 2  # with CHUNK: each item is the tuple of its arguments
 SPOOLED: Final = 4  # the payload is WHERE
 CLAIMS: Final = 16  # flag of a record: it begins with the handles to shared memory in the pickle, see cargo.py
+GUARDED: Final = 32  # of a frame: WHERE a guard is comes before the payload, see guard.py
+RETRY: Final = 32  # flag of a record: the exception is one that the task's policy retries
+IDLE: Final = 1  # the item of a LEAVING record: there was nothing to do
 PACKED: Final = 8  # the payload is a manifest, see cargo.py; also a flag of a record
 
 # status of a record

@@ -96,7 +96,15 @@ class FunctionTable:
                 return known
         elif not callable(function):
             raise TypeError(f"{function!r} is not callable")
-        data = codec.dump_function(function, main_is_there=self._main_is_there)
+        found = Function(
+            name_of(function), self.place(codec.dump_function(function, main_is_there=self._main_is_there)), flags
+        )
+        if named and codec.is_importable(function):
+            self._by_name[(function, flags)] = found
+        return found
+
+    def place(self, data: bytes) -> Range:
+        """Where these bytes are, sent first when they are new."""
         with self._lock:
             place = self._by_bytes.pop(data, None)
             if place is None:
@@ -105,7 +113,4 @@ class FunctionTable:
             self._by_bytes[data] = place
             if len(self._by_bytes) > KEPT:
                 del self._by_bytes[next(iter(self._by_bytes))]
-        found = Function(name_of(function), place, flags)
-        if named and codec.is_importable(function):
-            self._by_name[(function, flags)] = found
-        return found
+        return place

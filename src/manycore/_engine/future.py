@@ -26,12 +26,12 @@ from manycore._engine import frames
 from manycore._engine.cargo import Parcel
 from manycore._engine.failure import load_failure
 from manycore._memory import codec
-from manycore.errors import RemoteTraceback, ResultPicklingError, TaskPicklingError
+from manycore.errors import RemoteTraceback, ResultLost, ResultPicklingError, TaskPicklingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from manycore._engine.dispatch import Task
+    from manycore._engine.task import Task
 
 __all__ = ["Future", "Owner", "outcome_of"]
 
@@ -50,8 +50,8 @@ class Owner(Protocol):
     ) -> bool:
         """Collect results until `ready()`; False at the deadline (`time.monotonic`)."""
 
-    def cancel(self, future: Future[Any]) -> bool:
-        """Take the task back if no worker has begun it."""
+    def cancel(self, future: Future[Any], *, running: bool = False) -> bool:
+        """Take the task back if no worker has begun it; if one has and `running`, kill it."""
 
     def running(self, future: Future[Any]) -> bool:
         """Whether a worker has the task."""
@@ -158,11 +158,15 @@ class Future(concurrent.futures.Future[T]):
         """Whether the call was cancelled before it began."""
         return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
 
-    def cancel(self) -> bool:
-        """Cancel the call if no worker has begun it; returns whether it is cancelled."""
+    def cancel(self, *, running: bool = False) -> bool:
+        """Cancel the call if no worker has begun it; returns whether it is cancelled.
+
+        Args:
+            running: Also if one has: that worker is killed, and replaced. If the result is there first, it stays.
+        """
         if self.cancelled():
             return True
-        if self.done() or (self._owner is not None and not self._owner.cancel(self)):
+        if self.done() or (self._owner is not None and not self._owner.cancel(self, running=running)):
             return self.cancelled()
         if self._owner is None:
             return super().cancel()
@@ -252,8 +256,9 @@ class Future(concurrent.futures.Future[T]):
         return partial(self._call_all, callbacks) if callbacks else None
 
     def split(self, task: Task) -> None:
-        """A call is never taken apart."""
-        raise AssertionError(task)
+        """Nobody else can read its arguments: a call that may be tried again is never sent that way."""
+        for callback in self._finish(FINISHED, None, ResultLost(f"task {task.id} cannot be sent again"), None):
+            self._call(callback)
 
     def arguments(self, _task: Task, _item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the call was given, for messages."""

@@ -35,10 +35,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch, errors
 from manycore._engine import log_sink
-from manycore._engine.dispatch import Dispatcher, Task, TaskState
+from manycore._engine.dispatch import Dispatcher
 from manycore._engine.outbox import Outbox
 from manycore._engine.settings import Settings, Stats
 from manycore._engine.settlement import Settlement
+from manycore._engine.task import TaskState
 from manycore._engine.workforce import Workforce
 from manycore._memory.segment import Segment
 from manycore._native.ring import WORKERS_MAX, TaskRing, Turn, now_ns
@@ -49,15 +50,14 @@ if TYPE_CHECKING:
 
     from manycore._engine.future import Future
     from manycore._engine.mapping import MapRun
+    from manycore._engine.policy import Policy
+    from manycore._engine.task import Task
 
 __all__ = ["Engine", "Settings", "Stats"]
 
 # Tasks that can be in the ring at once: 512 KiB of shared memory, and some milliseconds of the shortest tasks,
 # during which a parent that is busy elsewhere starves nobody.
 SLOTS: Final = 1024
-
-# A worker that was killed for its deadline, or could not be stopped for it, is looked at again after this time.
-RETRY_KILL_NS: Final = 2_000_000
 
 # How long a thread that wants to collect waits for the collector, which is done in microseconds.
 DRAIN_SECONDS: Final = 0.00005
@@ -88,7 +88,7 @@ class Engine:
         self.settings = settings
         self.name = settings.name or f"pool-{next(_names)}"
         self._lock = threading.Lock()
-        self._dispatcher = Dispatcher()
+        self._dispatcher = Dispatcher(settings.workers)
         self._segment = Segment.create(TaskRing.nbytes(SLOTS), "manycore-tasks")
         self._tasks = TaskRing(self._segment.buffer, SLOTS)
         self._turn = Turn(self._tasks)
@@ -98,6 +98,7 @@ class Engine:
         self._settlement = Settlement(self._dispatcher, self._tasks, self._workforce, self.outbox)
         self._after = self._settlement.after
         self._collector: threading.Thread | None = None
+        self._unmanned = True  # workers are to be started when there is work
         self._closed = False  # no new tasks
         self._ended = False  # no workers, and no new ones
         self._forked = False  # this process is a forked child of the engine's
@@ -119,8 +120,9 @@ class Engine:
                 return
             if self.settings.preload:
                 _launch.preload(*self.settings.preload)
-            for index in range(self.settings.workers):
+            for index in range(self._dispatcher.size):
                 self._settlement.start_worker(index)
+            self._unmanned = False
             self._collector = threading.Thread(target=self._collect_forever, name=f"manycore {self.name}", daemon=True)
         self._collector.start()
 
@@ -136,7 +138,12 @@ class Engine:
             raise PoolClosed(f"pool {self.name!r} is closed: it takes no new tasks")
 
     def call(
-        self, future: Future[Any], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        future: Future[Any],
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        policy: Policy | None = None,
     ) -> None:
         """Encode and submit one call; `future` gets the result.
 
@@ -149,7 +156,7 @@ class Engine:
             self.check_open()
         arguments = (args, kwargs)
         outbox = self.outbox
-        task = outbox.encode(outbox.functions.get(function), arguments, future, roots=("args", "kwargs"))
+        task = outbox.encode(outbox.functions.get(function), arguments, future, roots=("args", "kwargs"), policy=policy)
         future._task = task
         if type(task.payload) is bytes:  # short: not worth much memory
             future._arguments = arguments
@@ -169,21 +176,34 @@ class Engine:
         with self._lock:
             if self._closed and not (accepted and self._broken is None and not self._ended):
                 self.check_open()
-            self._dispatcher.submit(task)
-            self._pump()
-            if task.timeout_ns:
-                self._watch(now_ns() + task.timeout_ns)
+            if self._dispatcher.submit(task) is not None:
+                self.outbox.recall(self._dispatcher)
+            self.outbox.pump(self._dispatcher)
+            if task.policy is not None and task.policy.first_ns:
+                self._watch(now_ns() + task.policy.first_ns)
+        if self._unmanned:
+            self._man()
+
+    def _man(self) -> None:
+        """Start the workers that there is work for."""
         if self._collector is None:
             self.start()
+            return
+        with self._lock:
+            if self._goes_on():
+                for order in self._dispatcher.demand():
+                    self._settlement.obey(order)
+            self._unmanned = self._dispatcher.vacant
 
     def submit_again(self, tasks: Iterable[Task]) -> None:
         """Queue what an accepted call is still owed, also while the engine closes. Without locks."""
         with self._lock:
-            for task in tasks:
-                self._dispatcher.submit(task)
+            recall = [task for task in tasks if self._dispatcher.submit(task) is not None]
+            if recall:
+                self.outbox.recall(self._dispatcher)
             if self._ended or self._broken is not None:
                 self._fail_all()
-            self._pump()
+            self.outbox.pump(self._dispatcher)
             if self._dispatcher.timed:
                 self._watch(0)
         self._call_after()
@@ -201,18 +221,11 @@ class Engine:
         """Forget tasks: those that no worker has begun are taken back, and nothing is heard of the others."""
         with self._lock:
             for task in tasks:
-                if task.state in (TaskState.QUEUED, TaskState.PUBLISHED):
+                if task.state not in (TaskState.NEW, TaskState.DONE):
                     if task.ticket >= 0:
                         self._tasks.withdraw(task.ticket)
                     self._dispatcher.drop(task)
-            self._pump()
-
-    def _pump(self) -> None:
-        """Publish from the backlog while the ring has room."""
-        dispatcher, publish = self._dispatcher, self.outbox.publish
-        while (task := dispatcher.peek()) is not None:
-            if publish(task) < 0:
-                return
+            self.outbox.pump(self._dispatcher)
 
     # Results out
 
@@ -315,9 +328,10 @@ class Engine:
             while dead:
                 self._settlement.bury(dead[0], self._goes_on)
                 dead.popleft()
+                self._unmanned = self._dispatcher.vacant
             if self._settlement.reason is not None:
                 self._break(self._settlement.reason)
-            self._pump()
+            self.outbox.pump(self._dispatcher)
             if interrupted or self._torn:
                 self._torn = not self._settlement.reconcile()
                 if self._torn:
@@ -367,33 +381,50 @@ class Engine:
         return min(again, rest) if again is not None and rest is not None else again if rest is None else rest
 
     def _watch_deadlines(self) -> int | None:
-        """Kill what runs too long; returns when to look again (ns)."""
+        """Do what is due: end what runs too long, go on with what has waited; returns when to look again (ns)."""
         with self._lock:
-            now = now_ns()
-            kills, again = self._dispatcher.overdue(now, self._workforce.sights())
-            for kill in kills:
-                if self._workforce.kill_if_still(kill.sight):
-                    self._dispatcher.sentence(kill.sight)
-            if kills:  # not dead yet, or it would not stop at once
-                again = now + RETRY_KILL_NS
-            self._watched_until = again
-        return again
+            self._watched_until = self._settlement.tick()
+            self.outbox.pump(self._dispatcher)
+            return self._watched_until
 
     # Asking and cancelling
 
-    def cancel(self, future: Future[Any]) -> bool:
-        """Take back a future's task if no worker has begun it."""
+    def cancel(self, future: Future[Any], *, running: bool = False) -> bool:
+        """Take back a future's task if no worker has begun it; if one has and `running`, kill that worker."""
         with self._lock:
             task: Task | None = future._task
             if task is None:
                 return False
-            if task.ticket >= 0:
-                if not self._tasks.withdraw(task.ticket):
-                    return False
+            if task.ticket < 0:
+                taken = self._dispatcher.cancel(task)
+            elif self._tasks.withdraw(task.ticket):
                 self._dispatcher.withdrawn(task)
-            taken = self._dispatcher.cancel(task)
-            self._pump()
+                taken = self._dispatcher.cancel(task)
+            else:
+                taken = running and self._dispatcher.doom(task)
+                if taken:
+                    again = self._settlement.tick()
+                    if again is not None:
+                        self._watch(again)
+            self.outbox.pump(self._dispatcher)
             return taken
+
+    def resize(self, workers: int) -> None:
+        """Have so many workers from now on; those that are too many finish what they have begun."""
+        if not 1 <= workers <= WORKERS_MAX:
+            raise ValueError(f"a pool has 1 to {WORKERS_MAX} workers, not {workers}")
+        with self._lock:
+            self.check_open()
+            if self._collector is None:
+                self._dispatcher.size = workers
+                return
+            for order in self._dispatcher.resize(workers):
+                self._settlement.obey(order)
+
+    @property
+    def size(self) -> int:
+        """How many workers there are to be."""
+        return self._dispatcher.size
 
     def cancel_all(self) -> None:
         """Cancel every call that no worker has begun. Maps go on: their consumers wait for them."""

@@ -38,8 +38,9 @@ from manycore.errors import PoolClosed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from manycore._engine.dispatch import Task
     from manycore._engine.local import Engine
+    from manycore._engine.policy import Policy
+    from manycore._engine.task import Task
 
 __all__ = ["BackgroundRun", "Block", "Failure", "MapOptions", "MapRun", "Outcome"]
 
@@ -117,8 +118,7 @@ class MapOptions(NamedTuple):
         lazy: Read the input only as results are consumed.
         chunksize: Items in a task; 0 = measured.
         window: Items read ahead of the consumer; 0 = as many as keep the workers busy.
-        timeout: Seconds that one item may run; None = as long as it likes.
-        retries: How often a failed item is tried again.
+        policy: What each item is promised; None for those without options.
     """
 
     star: bool = False
@@ -126,8 +126,7 @@ class MapOptions(NamedTuple):
     lazy: bool = False
     chunksize: int = 0
     window: int = 0
-    timeout: float | None = None
-    retries: int = 0
+    policy: Policy | None = None
 
 
 class Block:
@@ -183,10 +182,12 @@ class MapRun:
         self._left = len(items) if isinstance(items, Sized) else None  # items not sent yet, where known
         self._source: Iterator[Any] | None = iter(items)  # None once it has ended
         self._supply: deque[Any] = deque()  # read and not sent; lazy runs only
-        self._timeout_ns = 0 if options.timeout is None else max(1, int(options.timeout * 1e9))
-        self._workers = engine.settings.workers
-        self._chunk = 1 if options.retries else options.chunksize or 1  # what is tried again travels alone
-        self._measured = not options.chunksize and not options.retries
+        self._policy = options.policy
+        if options.policy is not None and options.policy.keeper is None:
+            engine.outbox.bind(options.policy)
+        alone = options.policy is not None and options.policy.retries > 0  # what is tried again travels alone
+        self._chunk = 1 if alone else options.chunksize or 1
+        self._measured = not options.chunksize and not alone
         self._sent = 0  # items handed to the engine, or failed before that
         self._yielded = 0  # items that the consumer has
         self._in_flight: dict[Task, tuple[int, list[Any]]] = {}  # -> index of its first item, its items
@@ -263,7 +264,7 @@ class MapRun:
         for place in range(task.received, task.count):
             single = self._encode(first + place, [items[place]])
             if single is not None:
-                single.tries = task.tries if place == task.received else 0  # what has begun before counts
+                single.past = task.past if place == task.received else None  # what has begun before counts
                 singles.append(single)
         self._engine.submit_again(singles)
         self.advance()
@@ -284,8 +285,7 @@ class MapRun:
                 self,
                 count=len(items),
                 chunk=True,
-                retries=self._options.retries,
-                timeout_ns=self._timeout_ns,
+                policy=self._policy,
             )
         except Exception as error:
             if len(items) > 1:
@@ -323,7 +323,7 @@ class MapRun:
             fitting = min(fitting, CHUNK_BYTES / self._item_bytes)
         size = min(int(fitting), self._chunk * GROWTH, LAZY_CHUNK_ITEMS if self._lazy else CHUNK_ITEMS)
         if self._left is not None:
-            size = min(size, -(-self._left // (2 * self._workers)))
+            size = min(size, -(-self._left // (2 * self._engine.size)))
         self._chunk = max(1, size)
 
     def _all_sent(self) -> bool:
@@ -345,7 +345,7 @@ class MapRun:
 
     def _step(self) -> None:
         """Send what may be sent now."""
-        while len(self._in_flight) < PER_WORKER * self._workers and not self._abandoned:
+        while len(self._in_flight) < PER_WORKER * self._engine.size and not self._abandoned:
             self._adapt()
             chunk = self._take()
             if not chunk:
@@ -395,7 +395,7 @@ class MapRun:
             self._reading.release()
 
     def _read_on(self) -> None:
-        window = self._options.window or self._workers * max(WINDOW_ITEMS, WINDOW_CHUNKS * self._chunk)
+        window = self._options.window or self._engine.size * max(WINDOW_ITEMS, WINDOW_CHUNKS * self._chunk)
         source, supply = self._source, self._supply
         if source is None:
             return
@@ -405,7 +405,7 @@ class MapRun:
                 if item is NOTHING_YET:
                     return
                 supply.append(item)
-                if len(supply) >= self._chunk and len(self._in_flight) < PER_WORKER * self._workers:
+                if len(supply) >= self._chunk and len(self._in_flight) < PER_WORKER * self._engine.size:
                     self.advance()  # an input that is slow to read must not keep the workers waiting
         except StopIteration:
             self._source = None

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine import frames
 from manycore._engine.cargo import Manifest
-from manycore._engine.dispatch import Task, TaskState
 from manycore._engine.functions import FunctionTable
 from manycore._engine.spool import Spool
+from manycore._engine.task import Task, TaskState
 from manycore._memory import codec
 from manycore._memory.arena import Arena, ArenaFull, default_budget
 from manycore._native.codec import pack
 from manycore._native.ring import INLINE_BYTES, now_ns
 
 if TYPE_CHECKING:
+    from manycore._engine.dispatch import Dispatcher
     from manycore._engine.functions import Function
+    from manycore._engine.policy import Policy
     from manycore._native.ring import TaskRing
 
 __all__ = ["Outbox"]
@@ -57,7 +59,28 @@ class Outbox:
         """What workers need: the spool and the arena."""
         return self._spool.fd, self.arena.fd
 
-    def encode(self, function: Function, value: Any, sink: Any, *, roots: tuple[str, ...] = (), **options: Any) -> Task:
+    def bind(self, policy: Policy) -> Policy:
+        """Send what a policy has to say to workers, once; then tasks of this engine may have it.
+
+        Raises:
+            TaskPicklingError: An exception class of `retry_on` cannot be pickled.
+        """
+        told = policy.told()
+        if told is not None:
+            place = self.functions.place(codec.dumps(told))
+            policy.guard, policy.keeper = frames.WHERE.pack(place.offset, place.length), place
+        return policy
+
+    def encode(
+        self,
+        function: Function,
+        value: Any,
+        sink: Any,
+        *,
+        roots: tuple[str, ...] = (),
+        policy: Policy | None = None,
+        **options: Any,
+    ) -> Task:
         """A task. In the caller's thread, without locks.
 
         Args:
@@ -65,6 +88,7 @@ class Outbox:
             value: The arguments, or the items of a chunk.
             sink: Who gets the results.
             roots: What messages call the parts of `value`.
+            policy: What it is promised, bound to this engine.
             options: As `Task` takes them.
 
         Raises:
@@ -73,38 +97,62 @@ class Outbox:
         """
         buffers: list[Any] = []
         payload = pack(value) or codec.dumps(value, buffers=buffers, roots=roots)
-        if not buffers and len(payload) <= _INLINE:
-            return Task(sink, function, payload, nbytes=len(payload), **options)
+        if not buffers and len(payload) <= (_INLINE if policy is None else _INLINE - len(policy.guard)):
+            return Task(sink, function, payload, nbytes=len(payload), policy=policy, **options)
         nbytes = len(payload) + sum(buffer.nbytes for buffer in buffers)
         try:
+            if policy is not None and policy.retries:
+                raise ArenaFull  # another worker may have to read it again, as it is now
             manifest = Manifest(self.arena, payload, buffers)
         except (ArenaFull, OSError):
             if buffers:
                 payload = codec.dumps(value, roots=roots)
-            return Task(sink, function, self._spool.put(payload), nbytes=nbytes, **options)
+            return Task(sink, function, self._spool.put(payload), nbytes=nbytes, policy=policy, **options)
         if not self._tending:
             self._tending = True
             self._tasks.alarm()
-        return Task(sink, function, manifest, nbytes=nbytes, once=True, **options)
+        return Task(sink, function, manifest, nbytes=nbytes, once=True, policy=policy, **options)
+
+    def pump(self, dispatcher: Dispatcher) -> None:
+        """Publish from the backlog while there is room. Under the engine's lock."""
+        if dispatcher.ranked:  # only a few ahead, so that there is little to recall
+            room = dispatcher.window - self._tasks.unclaimed()
+            while room > 0 and (task := dispatcher.peek()) is not None and self.publish(task) >= 0:
+                dispatcher.ahead(task)
+                room -= 1
+            return
+        publish = self.publish
+        while (task := dispatcher.peek()) is not None:
+            if publish(task) < 0:
+                return
+
+    def recall(self, dispatcher: Dispatcher) -> None:
+        """Take back what is published and not claimed, for something of a higher priority. Under the engine's lock."""
+        dispatcher.recalled(self._tasks.recall(dispatcher.by_id, TaskState.QUEUED))
 
     def publish(self, task: Task) -> int:
         """Put a task into the ring; returns its ticket, or -1 when the ring is full. Under the engine's lock.
 
         The task is PUBLISHED then: the ring writes it down itself, so that no signal can come between.
         """
-        function, payload = task.function, task.payload
+        function, payload, policy = task.function, task.payload, task.policy
         flags = function.flags if task.chunk else frames.CALL
+        guard = b"" if policy is None else policy.guard
         if type(payload) is not bytes:
-            flags, payload = self._large(flags, payload)
+            flags, payload = self._large(flags, payload, _INLINE - len(guard))
             self._large_bytes += task.nbytes
         head = function.head if task.received == 0 else function.head_from(task.received)
-        return self._tasks.publish(task.id, task.tries, flags, head, payload, task, TaskState.PUBLISHED)
+        if guard:
+            flags |= frames.GUARDED
+            head += guard
+        tries = 0 if task.past is None else task.past.tries
+        return self._tasks.publish(task.id, tries, flags, head, payload, task, TaskState.PUBLISHED)
 
-    def _large(self, flags: int, payload: Any) -> tuple[int, bytes]:
-        """The flags and the frame's part of a payload that is not in the frame."""
+    def _large(self, flags: int, payload: Any, room: int) -> tuple[int, bytes]:
+        """The flags and the frame's part of a payload that is not in the frame, which has so much room."""
         if type(payload) is Manifest:
             flags |= frames.PACKED
-            if len(payload.data) <= _INLINE:
+            if len(payload.data) <= room:
                 return flags, payload.data
             if payload.range is None:
                 payload.range = self._spool.put(payload.data)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from manycore._engine.dispatch import Task
+    from manycore._engine.task import Task
 
-__all__ = ["START_METHODS", "Settings", "Sink", "Stats", "start_method_of"]
+__all__ = ["START_METHODS", "Settings", "Sink", "Stats", "idle_nanoseconds", "start_method_of"]
 
 START_METHODS: Final = ("zygote", "fork", "spawn", "forkserver")
 
@@ -39,6 +39,15 @@ def start_method_of(context: Any) -> str:
     return str(method)
 
 
+def idle_nanoseconds(seconds: float | None) -> int:
+    """An `idle_timeout` as `Settings` has it."""
+    if seconds is None:
+        return 0
+    if not seconds > 0:
+        raise ValueError(f"idle_timeout must be more than 0 seconds, not {seconds!r}")
+    return max(1, int(seconds * 1e9))
+
+
 class Settings(NamedTuple):
     """What an engine is made with.
 
@@ -52,6 +61,7 @@ class Settings(NamedTuple):
         name: What titles and messages call the pool.
         preload: Modules that workers have imported before they start.
         start_method: How workers are started.
+        idle_ns: How long a worker waits for a task before it leaves, until there is demand again; 0 = for ever.
     """
 
     workers: int
@@ -63,6 +73,7 @@ class Settings(NamedTuple):
     finalizer: Callable[[Any], object] | None = None
     logs: bool | int | str = True
     start_method: str = "zygote"
+    idle_ns: int = 0
 
     @property
     def keeps_main(self) -> bool:

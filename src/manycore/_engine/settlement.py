@@ -19,25 +19,31 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from manycore import errors
 from manycore._engine import frames, log_sink
 from manycore._engine.death import death_error, describe_item
-from manycore._engine.dispatch import Broken, Failed, Split, Start
 from manycore._engine.failure import load_failure
-from manycore._native.ring import MORE, BrokenRing
+from manycore._engine.orders import Broken, Failed, Kill, Postponed, Retire, Split, Start
+from manycore._engine.policy import BACKOFF_MOST
+from manycore._native.ring import MORE, BrokenRing, now_ns
 from manycore.errors import RemoteTraceback, ResultLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from manycore._engine.dispatch import Dispatcher, Instruction, Task
+    from manycore._engine.dispatch import Dispatcher
+    from manycore._engine.orders import Instruction
     from manycore._engine.outbox import Outbox
+    from manycore._engine.task import Task
     from manycore._engine.workforce import Worker, Workforce
     from manycore._native.ring import TaskRing
 
 __all__ = ["Settlement"]
+
+# A worker that was killed for its deadline, or could not be stopped for it, is looked at again after this time.
+RETRY_KILL_NS: Final = 2_000_000
 
 
 class Settlement:
@@ -50,6 +56,7 @@ class Settlement:
         after: To be called without locks, by whoever comes next.
         reason: Why the pool cannot go on, once it cannot.
         owed: Tasks that are done with as such, and whose items are not yet sent one by one.
+        answers: What users' backoffs have said: when a task goes on (ns), or that it does not.
         items_done, items_failed: How many items gave a result, and how many did not.
         logged: Whether log records came that are not waited for yet.
         busy_ns: Time that workers spent inside the user's functions.
@@ -63,6 +70,7 @@ class Settlement:
         self.after: deque[Callable[[], object]] = deque()
         self.reason: BaseException | None = None
         self.owed: set[Task] = set()
+        self.answers: deque[tuple[Task, int | BaseException]] = deque()
         self.items_done = self.items_failed = 0
         self.busy_ns = 0
         self.logged = False
@@ -103,11 +111,13 @@ class Settlement:
                     worker.parts = []
                 if flags & (frames.PACKED | frames.CLAIMS):
                     value = worker.open_cargo(flags, value)
-                self._settle(worker, task_id, item, status, took_ns, value)
+                self._settle(worker, task_id, item, status, took_ns, value, flags)
         worker.position = 0
         inbox.clear()
 
-    def _settle(self, worker: Worker, task_id: int, item: int, status: int, took_ns: int, data: Any) -> None:
+    def _settle(
+        self, worker: Worker, task_id: int, item: int, status: int, took_ns: int, data: Any, flags: int
+    ) -> None:
         """Settle one record with a pickle, or with a parcel."""
         if status in (frames.OK, frames.UNPICKLABLE):
             task = self._dispatcher.finished(task_id, item)
@@ -121,7 +131,7 @@ class Settlement:
         elif status in (frames.RAISED, frames.UNDECODABLE):
             if status == frames.RAISED:
                 self.busy_ns += took_ns
-                orders = self._dispatcher.failed(task_id, item)
+                orders = self._dispatcher.failed(task_id, item, again=bool(flags & frames.RETRY))
             else:
                 orders = self._dispatcher.undecodable(task_id)
             for order in orders:
@@ -129,15 +139,15 @@ class Settlement:
                     self.items_failed += 1
                     self.then(order.task.sink.take(order.task, order.item, status, data, took_ns, worker.index))
                 else:
-                    self._obey(order)
+                    self.obey(order)
         elif status == frames.READY:
             self._dispatcher.worker_ready(worker.index)
         elif status == frames.RETURNED:
             for order in self._dispatcher.returned(task_id):
-                self._obey(order)
+                self.obey(order)
         elif status == frames.LEAVING:
             worker.leaving = True
-            self._dispatcher.worker_leaving(worker.index)
+            self._dispatcher.worker_leaving(worker.index, idle=item == frames.IDLE)
         elif status == frames.INIT_FAILED:
             error, name, text = load_failure(data)
             what = f"{name}: {error}" if error is not None and str(error) else name
@@ -151,12 +161,46 @@ class Settlement:
 
     # Instructions
 
-    def _obey(self, order: Instruction) -> None:
+    def obey(self, order: Instruction) -> None:
+        """Do what the dispatcher says; under the engine's lock."""
         if isinstance(order, Split):
             self.owed.add(order.task)
             self.after.append(partial(self._split, order.task))
         elif isinstance(order, Start):
             self.start_worker(order.worker)
+        elif isinstance(order, Retire):
+            self._workforce.retire(order.worker)
+        elif isinstance(order, Postponed):
+            self._put_off(order)
+
+    def _put_off(self, order: Postponed) -> None:
+        policy = order.task.policy
+        wait_ns = None if policy is None else policy.wait_ns(order.attempt)
+        if wait_ns is None:
+            wait_ns = int(BACKOFF_MOST * 1e9)  # should the thread that asks be interrupted
+            self.after.append(partial(self._ask, order))
+        self._dispatcher.put_off(order.task, now_ns() + wait_ns)
+        self._tasks.alarm()  # the collector looks when that is
+
+    def _ask(self, order: Postponed) -> None:
+        """Ask the user's backoff. Without locks."""
+        policy = order.task.policy
+        if policy is not None:
+            try:
+                answer: int | BaseException = now_ns() + policy.ask_ns(order.attempt)
+            except Exception as error:
+                answer = error
+            self.answers.append((order.task, answer))
+            self._tasks.alarm()
+
+    def _take_answers(self) -> None:
+        """Settle what users' backoffs have said."""
+        while self.answers:
+            task, answer = self.answers.popleft()
+            if isinstance(answer, int):
+                self._dispatcher.put_off(task, answer)
+            elif self._dispatcher.by_id.get(task.id) is task:
+                self.fail(task, answer)
 
     def start_worker(self, index: int) -> None:
         """Start a worker in this place."""
@@ -191,20 +235,36 @@ class Settlement:
         sight = self._workforce.sight(worker, unbegun)
         certificate = worker.child.status
         how = certificate.describe() if certificate is not None else "died"
-        for order in self._dispatcher.worker_died(sight, replace=goes_on()):
+        for order in self._dispatcher.worker_died(sight, replace=goes_on(), certificate=certificate):
             if isinstance(order, Failed):
                 self.items_failed += 1
                 what = describe_item(order.task, order.item)
-                seconds = order.task.timeout_ns / 1e9 if order.timeout else None
                 who = f"worker {worker.index} of pool {self._workforce.name!r}"
-                error = death_error(who, what, certificate, timeout=seconds)
+                error = death_error(who, what, certificate, order)
                 self.then(order.task.sink.fail(order.task, order.item, error))
             elif isinstance(order, Broken):
                 died = f"{order.deaths} workers in a row died before they were ready"
                 self._give_up(errors.PoolBroken(f"pool {self._workforce.name!r} gives up: {died}; the last: {how}"))
             else:
-                self._obey(order)
+                self.obey(order)
         self._tasks.kick()
+
+    # Time
+
+    def tick(self) -> int | None:
+        """Do what is due: end what runs too long, go on with what has waited; returns when to look again (ns)."""
+        self._take_answers()
+        now = now_ns()
+        orders, again = self._dispatcher.tick(now, self._workforce.sights())
+        for order in orders:
+            if not isinstance(order, Kill):
+                self._workforce.interrupt(order.sight)
+                continue
+            if self._workforce.kill_if_still(order.sight):
+                self._dispatcher.sentence(order.sight)
+            retry = now + RETRY_KILL_NS  # not dead yet, or it would not stop at once
+            again = retry if again is None else min(again, retry)
+        return again
 
     # Without results
 

@@ -24,11 +24,13 @@ import signal
 import sys
 import time
 from collections import OrderedDict
+from functools import partial
 
 from manycore._engine import frames, here, identity
 from manycore._engine.cargo import Manifest, unpack, with_claims
 from manycore._engine.failure import dump_failure
 from manycore._engine.functions import name_of
+from manycore._engine.guard import Guard
 from manycore._engine.here import CurrentTask, CurrentWorker
 from manycore._engine.lines import write_whole_lines
 from manycore._engine.log_source import LogSource, forward
@@ -55,6 +57,9 @@ NAME_BYTES: Final = 64
 
 # Functions that a worker keeps loaded. Each costs its code and its closure; a forgotten one is loaded again.
 FUNCTIONS_KEPT: Final = 256
+
+# Policies that a worker keeps ready; a pool has few.
+GUARDS_KEPT: Final = 256
 
 
 class _Functions:
@@ -110,21 +115,32 @@ class _Worker:
         self.title_room = process.title_room()
         self.first = 0  # its item that was begun first
         self.tries = 0  # and how often that one had begun before
+        self.guards: dict[tuple[int, int], Guard] = {}  # by where they are in the spool
+        self.guard: Guard | None = None  # of the task that was begun last
 
     def look(self) -> CurrentTask | None:
         """The task that runs now."""
-        task, item, _, _, _ = self.tasks.status(self.index)
-        function = self.function
+        task, item, started_ns, _, _ = self.tasks.status(self.index)
+        function, guard = self.function, self.guard
         if not task or item == DECODING or function is None:
             return None
         name = name_of(function)
-        return CurrentTask(task, name, name, self.tries + 1 if item == self.first else 1, None)
+        attempt = self.tries + 1 if item == self.first else 1
+        if guard is None:
+            return CurrentTask(task, name, name, attempt, None)
+        deadline = (started_ns + guard.timeout_ns) / 1e9 if guard.timeout_ns else None
+        return CurrentTask(task, guard.name or name, name, attempt, deadline)
 
-    def run(self, max_tasks: int) -> None:
-        """Take tasks until told to stop, or until `max_tasks` (0 = no bound) are done."""
+    def run(self, max_tasks: int, idle_ns: int) -> bool:
+        """Take tasks until told to stop, or until `max_tasks` (0 = no bound) are done.
+
+        Returns:
+            Whether it ends because there was none for `idle_ns` (0 = no bound).
+        """
         index, tasks = self.index, self.tasks
         claim, wait_task = tasks.claim, tasks.wait_task
         done = 0
+        leave_ns = 0  # once it has begun to wait, when it ends
         while True:
             claimed = claim(index)
             if claimed is not None:
@@ -132,18 +148,30 @@ class _Worker:
                 del claimed
                 done += 1
                 if done == max_tasks:
-                    return
+                    return False
+                leave_ns = 0
             elif tasks.stopped(index):
-                return
+                return False
             else:
-                wait_task(index, None if self.arena is None else self.arena.tend(now_ns()))
+                look_ns = None if self.arena is None else self.arena.tend(now_ns())
+                if idle_ns:
+                    now = now_ns()
+                    leave_ns = leave_ns or now + idle_ns
+                    if now >= leave_ns:
+                        return True
+                    look_ns = leave_ns if look_ns is None else min(look_ns, leave_ns)
+                wait_task(index, look_ns)
 
     def execute(self, task: int, tries: int, flags: int, frame: bytes) -> None:
         offset, length, first = frames.HEADER.unpack_from(frame)
         payload: Any
+        guard = None
         try:
             function = self.functions.get(offset, length)
             body: bytes | memoryview = memoryview(frame)[frames.HEADER.size :]
+            if flags & frames.GUARDED:
+                guard = self.get_guard(*frames.WHERE.unpack_from(body))
+                body = body[frames.WHERE.size :]
             if flags & frames.SPOOLED:
                 where, size = frames.WHERE.unpack(body)
                 body = read_exactly(self.spool_fd, size, where)
@@ -156,11 +184,15 @@ class _Worker:
             self.tasks.done(self.index, 0, 0)
             self.tasks.notify()
             return
-        if function is not self.function:
-            name = name_of(function).encode("utf-8", "replace")[:NAME_BYTES]
-            self.tasks.post(*self.title_room, b" [running %b]" % name)
-        self.function, self.first, self.tries = function, first, tries
-        if flags & frames.CHUNK:
+        if function is not self.function or guard is not self.guard:
+            name = (guard.name if guard is not None else "") or name_of(function)
+            self.tasks.post(*self.title_room, b" [running %b]" % name.encode("utf-8", "replace")[:NAME_BYTES])
+        self.function, self.first, self.tries, self.guard = function, first, tries, guard
+        if guard is not None:
+            star = bool(flags & frames.STAR)
+            calls = [(tuple(args) if star else (args,), {}) for args in payload] if flags & frames.CHUNK else [payload]
+            self.run_guarded(guard, task, first, function, calls)
+        elif flags & frames.CHUNK:
             star = bool(flags & frames.STAR)
             put_raised, put_result = self.put_raised, self.put_result
             took = self.results.run(
@@ -183,6 +215,43 @@ class _Worker:
             if not self.results.put_plain(task, 0, took, result):
                 self.put_result(task, 0, took, result)
         self.tasks.done(self.index, took, 1)
+
+    def get_guard(self, offset: int, length: int) -> Guard:
+        guard = self.guards.get((offset, length))
+        if guard is None:
+            if len(self.guards) >= GUARDS_KEPT:
+                self.guards.clear()
+            guard = Guard(codec.loads(read_exactly(self.spool_fd, length, offset)))
+            self.guards[offset, length] = guard
+        return guard
+
+    def run_guarded(
+        self,
+        guard: Guard,
+        task: int,
+        first: int,
+        function: Callable[..., Any],
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]],
+    ) -> None:
+        """Run a call, or the items of a chunk from `first` on, under a policy."""
+        busy_ns = 0
+        for item in range(first, len(calls)):
+            args, kwargs = calls[item]
+            try:
+                result = guard.call(partial(self.tasks.begin, self.index, item), function, args, kwargs)
+            except BaseException as error:  # also SystemExit: it is the item that ends, not the worker
+                took = now_ns() - guard.began_ns
+                flags = frames.RETRY if guard.retries(error) else 0
+                self.results.put(task, item, frames.RAISED, took, dump_failure(error, skip=2), flags)
+                error.__traceback__ = None
+            else:
+                took = now_ns() - guard.began_ns
+                if not self.results.put_plain(task, item, took, result):
+                    self.put_result(task, item, took, result)
+            busy_ns += took
+            if item + 1 < len(calls):
+                self.tasks.notify()
+        self.tasks.done(self.index, busy_ns, len(calls) - first)
 
     def put_raised(self, task: int, item: int, took_ns: int, error: BaseException) -> None:
         self.results.put(task, item, frames.RAISED, took_ns, dump_failure(error))
@@ -275,11 +344,12 @@ def main(payload: bytes, fds: list[int]) -> int:
         return 1
     results.put(0, 0, frames.READY, 0, b"")
     tasks.notify()
+    idle = False
     try:
-        worker.run(setup["max_tasks"])
+        idle = worker.run(setup["max_tasks"], setup["idle_ns"])
     except _Crippled:
         pass  # it has given its task back
-    results.put(0, 0, frames.LEAVING, 0, b"")
+    results.put(0, frames.IDLE if idle else 0, frames.LEAVING, 0, b"")
     tasks.notify()
     if finalizer is not None:
         _finalize(finalizer, current.state, setup["finalizer_seconds"])

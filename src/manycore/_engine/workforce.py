@@ -19,11 +19,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch
-from manycore._engine import frames, identity
+from manycore._engine import frames, guard, identity
 from manycore._engine.cargo import Parcel, claim, unpack
-from manycore._engine.dispatch import Sight
 from manycore._engine.log_sink import level_of
 from manycore._engine.log_source import parents_levels
+from manycore._engine.orders import Sight
 from manycore._memory import codec
 from manycore._memory.arena import ArenaView
 from manycore._memory.segment import Segment, create_memfd
@@ -171,6 +171,7 @@ class Workforce:
             "max_tasks": self._settings.max_tasks,
             "finalizer_seconds": FINALIZER_SECONDS,
             "arenas": self._settings.workers + 1,
+            "idle_ns": self._settings.idle_ns,
             "main": None if self._settings.keeps_main else codec.describe_main(),
             "identity": identity.of_workers(),
         }
@@ -257,6 +258,16 @@ class Workforce:
             return False
         worker.child.kill()
         return True
+
+    def interrupt(self, sight: Sight) -> None:
+        """Tell a worker that what it runs has run too long; it looks itself whether that still holds."""
+        worker = self.workers.get(sight.worker)
+        if worker is not None:
+            worker.child.signal(guard.SIGNAL)
+
+    def retire(self, index: int) -> None:
+        """Tell a worker to leave after its task."""
+        self._tasks.stop(index, now=True)
 
     def stop(self) -> None:
         """Tell all workers to leave when no task is ready."""

@@ -6,7 +6,15 @@ import math
 import os
 import resource
 
-__all__ = ["cpu_count", "memory_cgroups", "memory_limit_bytes"]
+from manycore._memory.available import available_bytes
+
+__all__ = ["automatic_workers", "cpu_count", "memory_cgroups", "memory_limit_bytes"]
+
+# The memory that is to be there for each worker: an interpreter with a numerical library or two, and some data.
+WORKER_BYTES = 128 << 20
+
+# What a pool has at the most (`_native/c/task_ring.h`).
+MOST_WORKERS = 256
 
 _UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a number about as large as the address space
 
@@ -23,6 +31,11 @@ def cpu_count() -> int:
         if quota is not None:
             count = min(count, max(1, math.ceil(quota)))
     return count
+
+
+def automatic_workers() -> int:
+    """As many workers as this machine serves well: its cores, and no more than the memory that is left bears."""
+    return max(1, min(cpu_count(), available_bytes() // WORKER_BYTES, MOST_WORKERS))
 
 
 def memory_limit_bytes() -> int | None:

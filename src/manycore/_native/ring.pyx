@@ -45,6 +45,8 @@ cdef extern from "task_ring.h" nogil:
         uint32_t slots
         mc_word fg
         mc_word bg
+        uint64_t head
+        uint64_t tail
         uint64_t alarms
         mc_page *pages
     const int MC_WORKERS_MAX
@@ -63,6 +65,8 @@ cdef extern from "task_ring.h" nogil:
     int64_t mc_publish(mc_tasks *t, uint64_t task, uint32_t function, uint32_t flags, const void *head,
                        uint32_t head_length, const void *payload, uint32_t length)
     bint mc_holds(mc_tasks *t, uint64_t ticket)
+    bint mc_is_ready(mc_tasks *t, uint64_t ticket)
+    mc_slot *mc_slot_of(mc_tasks *t, uint64_t ticket)
     void mc_kick(mc_tasks *t)
     bint mc_withdraw(mc_tasks *t, uint64_t ticket)
     uint32_t mc_repair(mc_tasks *t, unsigned worker, uint64_t *tasks, uint32_t capacity)

@@ -113,9 +113,39 @@ cdef class TaskRing:
         MC_STORE(page.busy_ns, 0)
         MC_STORE(page.heard, 0)
 
-    def stop(self, unsigned worker):
-        """Tell a worker to leave when no task is ready."""
-        MC_STORE(self.page(worker).stop, 1)
+    def unclaimed(self):
+        """How many published tasks no worker has claimed. Counts them: for the few of a small window."""
+        cdef mc_tasks *tasks = self.tasks
+        cdef uint64_t ticket, head = MC_LOAD(tasks.head), found = 0
+        for ticket in range(max(MC_LOAD(tasks.tail), head - tasks.slots), head):
+            found += mc_is_ready(tasks, ticket)
+        return found
+
+    def recall(self, dict records, state):
+        """Take back all that no worker has claimed.
+
+        Args:
+            records: The tasks by id; of each that is taken back, `ticket` and `state` are set here.
+            state: What `state` becomes.
+
+        Returns:
+            These tasks, in the order of their publication.
+        """
+        cdef mc_tasks *tasks = self.tasks
+        cdef uint64_t ticket, head = MC_LOAD(tasks.head)
+        cdef list taken = []
+        for ticket in range(max(MC_LOAD(tasks.tail), head - tasks.slots), head):
+            if mc_withdraw(tasks, ticket):
+                record = records.get(mc_slot_of(tasks, ticket).task)
+                if record is not None:
+                    record.ticket = -1
+                    record.state = state
+                    taken.append(record)
+        return taken
+
+    def stop(self, unsigned worker, bint now=False):
+        """Tell a worker to leave when no task is ready; `now`: after the one that it has."""
+        MC_STORE(self.page(worker).stop, 2 if now else 1)
         mc_wake_worker(self.tasks, worker)
 
     def hear(self, unsigned worker):
@@ -185,6 +215,8 @@ cdef class TaskRing:
         From here on the worker's page says that the task's code may have begun.
         """
         cdef mc_page *page = self.page(worker)
+        if MC_LOAD(page.stop) == 2:
+            return None
         cdef mc_slot *slot = mc_claim(self.tasks, worker)
         if slot == NULL:
             return None
@@ -201,7 +233,8 @@ cdef class TaskRing:
     def post(self, unsigned long address, uint32_t room, bytes text):
         """What is to stand behind this process's title while a task runs: `text`, at `address`, where there is room.
 
-        Nothing is written once the task has given the process another title. A copy of some ten bytes when a task begins and when it ends is all that it costs: `ps` reads them itself.
+        Nothing is written once the task has given the process another title. A copy of some ten bytes when a task
+        begins and when it ends is all that it costs: `ps` reads them itself.
         """
         if self.sign_at == NULL and room:
             self.sign_at = <char *>address

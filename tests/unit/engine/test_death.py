@@ -9,8 +9,11 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from manycore import Certificate, TaskTimeout, WorkerDied
+from manycore import Certificate, PoisonTask, TaskTimeout, WorkerDied
 from manycore._engine.death import death_error, shorten
+from manycore._engine.orders import Failed
+from manycore._engine.policy import Policy
+from manycore._engine.task import Task
 
 
 class Rude:
@@ -50,9 +53,24 @@ def test_long_strings_are_cut() -> None:
     assert len(shorten([["y" * 50] * 10] * 10)) < 130
 
 
+def failed(policy: Policy | None = None, *, timeout: bool = False, deaths: tuple[Any, ...] = ()) -> Failed:
+    return Failed(Task(None, None, b"", policy=policy), 0, timeout, deaths)
+
+
+def test_poison_says_how_often() -> None:
+    deaths = (Certificate(5, "", -9), Certificate(6, "", 3))
+    policy = Policy(retries=1, memory_limit=1 << 30)
+    error = death_error("worker 3 of pool 'p'", "task 1 f()", deaths[1], failed(policy, deaths=deaths))
+    assert isinstance(error, PoisonTask)
+    assert error.certificates == deaths
+    assert error.certificate is deaths[1]
+    assert "has killed 2 workers, the last one worker 3 of pool 'p' (pid 6): exit code 3" in str(error)
+    assert "its memory limit was 1073741824 bytes" in str(error)
+
+
 def test_a_death_says_who_how_and_what() -> None:
     certificate = Certificate(812, "worker", -9)
-    error = death_error("worker 3 of pool 'p'", "task 41 resize('a.png')", certificate, timeout=None)
+    error = death_error("worker 3 of pool 'p'", "task 41 resize('a.png')", certificate, failed())
     assert isinstance(error, WorkerDied)
     assert isinstance(error, BrokenProcessPool)
     assert error.certificate is certificate
@@ -63,7 +81,8 @@ def test_a_death_says_who_how_and_what() -> None:
 
 
 def test_a_timeout_is_the_standard_librarys_and_the_builtin_one() -> None:
-    error = death_error("worker 3 of pool 'p'", "task 1 f()", Certificate(5, "", -9), timeout=0.5)
+    late = failed(Policy(timeout=0.5), timeout=True)
+    error = death_error("worker 3 of pool 'p'", "task 1 f()", Certificate(5, "", -9), late)
     assert isinstance(error, TaskTimeout)
     assert isinstance(error, TimeoutError)
     assert "longer than its timeout of 0.5 s" in str(error)

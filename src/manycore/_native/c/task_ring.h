@@ -68,7 +68,7 @@ _Static_assert(sizeof(mc_slot) == MC_SLOT_BYTES, "a slot is eight cache lines");
  * `heard`. */
 typedef struct {
     mc_word asleep;              /* 1 while it sleeps or is about to */
-    mc_word stop;                /* parent: leave when idle */
+    mc_word stop;                /* parent: 1 leave when idle, 2 leave after the task that it has */
     _Atomic uint64_t task;       /* the task whose code may have begun, 0 = none */
     _Atomic uint64_t item;       /* of that task, the item whose code may have begun */
     _Atomic int64_t started_ns;  /* when that item began, CLOCK_MONOTONIC */
@@ -181,6 +181,11 @@ static inline void mc_kick(mc_tasks *t) {
 static inline bool mc_holds(mc_tasks *t, uint64_t ticket) {
     uint64_t word = atomic_load(&mc_slot_of(t, ticket)->word);
     return MC_SLOT_TICKET(word) == ticket && MC_SLOT_STATE(word) != MC_FREE;
+}
+
+/* Whether the ticket's task is published and not claimed. */
+static inline bool mc_is_ready(mc_tasks *t, uint64_t ticket) {
+    return atomic_load(&mc_slot_of(t, ticket)->word) == MC_SLOT_WORD(ticket, 0, MC_READY);
 }
 
 /* Take a task back; false when a worker has claimed it. */

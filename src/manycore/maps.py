@@ -1,0 +1,192 @@
+"""`map` and `imap`: a pool for one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from manycore import _launch
+from manycore._engine import bring
+from manycore._engine.settings import start_method_of
+from manycore._launch.machine import automatic_workers
+from manycore.pool import Pool, check, reporting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from manycore._engine.mapping import MapOptions
+    from manycore._engine.policy import make_policy
+    from manycore._engine.results import IMapIterator, OnError, gather
+
+__all__ = ["imap", "map"]
+
+T = TypeVar("T")
+
+_ENGINE: dict[str, str] = {
+    "IMapIterator": "results",
+    "MapOptions": "mapping",
+    "gather": "results",
+    "make_policy": "policy",
+}
+
+
+def map(
+    function: Callable[..., T],
+    *iterables: Iterable[Any],
+    workers: int | Literal["auto"] | None = None,
+    ordered: bool = True,
+    progress: Any = None,
+    timeout: float | None = None,
+    soft_timeout: float | None = None,
+    retries: int = 0,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+    backoff: float | Callable[[int], float] = 0.0,
+    memory_limit: int | None = None,
+    on_error: OnError = "raise",
+    initializer: Callable[..., object] | None = None,
+    initargs: Iterable[Any] = (),
+    finalizer: Callable[[Any], object] | None = None,
+) -> list[T]:
+    """`list(map(function, *iterables))`, on all cores.
+
+    Args:
+        function: Called with one item of each iterable. Any function: also a lambda, or one of a script or a notebook.
+        iterables: The items; the shortest ends it.
+        workers: Worker processes; by default as many as the cores that this process may use. "auto" counts the memory
+            that is left as well.
+        ordered: Results in the input's order; else as they come.
+        progress: True for a progress bar, or a callable that is told; None for neither.
+        timeout: Seconds that one call may run before its worker is killed and it fails with `TaskTimeout`.
+        soft_timeout: Seconds after which `SoftTimeout` is raised inside the call.
+        retries: How often a failed call is tried again.
+        retry_on: Only for these exceptions.
+        backoff: Seconds before the first retry, or a callable; as `Pool.options` has it.
+        memory_limit: Bytes that a call may take; more raises MemoryError in it.
+        on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
+        initializer: Called in each worker before its first task, with `initargs`; what it returns is there
+            `current_worker().state`.
+        initargs: Its arguments.
+        finalizer: Called in each worker at the end, with what the initializer returned. It has five seconds.
+
+    Returns:
+        The results.
+
+    Raises:
+        Exception: What the function raised, with the worker's traceback as its cause.
+        WorkerDied: A worker died; only with on_error="raise".
+    """
+    bring(_ENGINE, globals(), start_zygote=start_method_of(None) == "zygote")
+    items: Any = iterables[0] if len(iterables) == 1 else list(zip(*iterables, strict=False))
+    if not hasattr(items, "__len__"):
+        items = list(items)
+    check(on_error)
+    policy = make_policy(
+        timeout=timeout,
+        soft_timeout=soft_timeout,
+        retries=retries,
+        retry_on=retry_on,
+        backoff=backoff,
+        memory_limit=memory_limit,
+    )
+    options = MapOptions(star=len(iterables) != 1, ordered=ordered, policy=policy)
+    if not iterables:
+        raise TypeError("map() needs a function and at least one iterable")
+    if not items:
+        return []
+    size = _fitting(workers, len(items))
+    with Pool(size, initializer, initargs, finalizer=finalizer) as pool:
+        run = pool._run(function, items, options)
+        with reporting(progress, len(items), pool._engine) as advance:
+            results = gather(run, on_error, advance)
+        pool.close()
+        pool.join()
+        return results
+
+
+def _fitting(workers: int | Literal["auto"] | None, items: int) -> int:
+    """As many workers as were asked for, but not more than there are items."""
+    if workers is None:
+        workers = _launch.cpu_count()
+    elif workers == "auto":
+        workers = automatic_workers()
+    elif workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    return max(1, min(workers, items))
+
+
+def imap(
+    function: Callable[..., T],
+    *iterables: Iterable[Any],
+    workers: int | Literal["auto"] | None = None,
+    ordered: bool = True,
+    progress: Any = None,
+    timeout: float | None = None,
+    soft_timeout: float | None = None,
+    retries: int = 0,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+    backoff: float | Callable[[int], float] = 0.0,
+    memory_limit: int | None = None,
+    on_error: OnError = "raise",
+    buffersize: int = 0,
+    initializer: Callable[..., object] | None = None,
+    initargs: Iterable[Any] = (),
+    finalizer: Callable[[Any], object] | None = None,
+) -> Iterator[T]:
+    """As `map`, as an iterator that reads its inputs only as results are consumed; they may be endless.
+
+    Args:
+        function: Called with one item of each iterable.
+        iterables: The items; the shortest ends it.
+        workers: Worker processes; by default as many as the cores that this process may use. "auto" counts the memory
+            that is left as well.
+        ordered: Results in the input's order; else as they come.
+        progress: True for a progress bar, or a callable that is told; None for neither.
+        timeout: Seconds that one call may run before its worker is killed and it fails with `TaskTimeout`.
+        soft_timeout: Seconds after which `SoftTimeout` is raised inside the call.
+        retries: How often a failed call is tried again.
+        retry_on: Only for these exceptions.
+        backoff: Seconds before the first retry, or a callable; as `Pool.options` has it.
+        memory_limit: Bytes that a call may take; more raises MemoryError in it.
+        on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
+        buffersize: Items read ahead of the consumer; 0 = what keeps the workers busy.
+        initializer: Called in each worker before its first task, with `initargs`; what it returns is there
+            `current_worker().state`.
+        initargs: Its arguments.
+        finalizer: Called in each worker at the end, with what the initializer returned. It has five seconds.
+    """
+    if not iterables:
+        raise TypeError("imap() needs a function and at least one iterable")
+    if not callable(function):
+        raise TypeError(f"{function!r} is not callable")
+    check(on_error)
+    if workers is not None and workers != "auto" and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    star = len(iterables) != 1
+    items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
+    total = len(items) if isinstance(items, Sized) else None
+    bring(_ENGINE, globals(), start_zygote=start_method_of(None) == "zygote")
+    policy = make_policy(
+        timeout=timeout,
+        soft_timeout=soft_timeout,
+        retries=retries,
+        retry_on=retry_on,
+        backoff=backoff,
+        memory_limit=memory_limit,
+    )
+    options = MapOptions(star=star, ordered=ordered, lazy=True, window=buffersize, policy=policy)
+    pool = partial(Pool, workers, initializer, tuple(initargs), finalizer=finalizer)
+    return _stream(pool, function, items, options, on_error, progress, total)
+
+
+def _stream(
+    make_pool: Callable[[], Pool],
+    function: Callable[..., Any],
+    items: Iterable[Any],
+    options: MapOptions,
+    on_error: OnError,
+    progress: Any,
+    total: int | None,
+) -> Iterator[Any]:
+    with make_pool() as pool, reporting(progress, total, pool._engine) as advance:
+        yield from IMapIterator(pool._run(function, items, options), on_error, advance)
