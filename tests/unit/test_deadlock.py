@@ -24,7 +24,7 @@ def void(_: object) -> None:
 
 
 def cross(mine: Any, other: Any, go: Any, report: int, party: Party) -> bool:
-    """Hold one, wait for the other; each warning goes into `report`; say that the lock is held, and that it has looked."""
+    """Hold one, wait for the other; each warning goes into `report`; say that the lock is held, and looked at."""
     warnings.simplefilter("always")
     warnings.showwarning = lambda message, *_, **__: void(os.write(report, f"{message}\0".encode()))
 
