@@ -27,6 +27,7 @@ NAMES = (
     "scaling",
     "idle",
     "process_start",
+    "idle_process",
     "queue_small",
     "queue_large",
     "pipe",

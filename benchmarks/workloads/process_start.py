@@ -29,7 +29,17 @@ def run(run: Run) -> dict[str, float]:
     ballast = bytearray(run.size(2 << 30, 64 << 20))
     ballast[::PAGE] = b"\1" * (len(ballast) // PAGE)
     found["large"] = middle(sample(start_and_join, seconds=run.seconds(1.5), least=5, most=200)) * 1e3
+    if run.peer.module == "manycore":
+        found["ready"] = middle(sample(_zygote_is_ready, seconds=run.seconds(1.0), least=3, most=20)) * 1e3
     return found
+
+
+def _zygote_is_ready() -> None:
+    """From nothing to a zygote that has started a process; the one before is ended within the time, which is short."""
+    from manycore._launch import launch, shutdown
+
+    shutdown()
+    launch("operator:is_", b"").wait_started()
 
 
 WORKLOAD = Workload(
@@ -39,6 +49,7 @@ WORKLOAD = Workload(
         Measure("first", "the first process, start and join", "ms", "lower", goal=42),
         Measure("small", "process start and join, small parent", "ms", "lower", goal=2),
         Measure("large", "process start and join, 2 GB parent", "ms", "lower", goal=2),
+        Measure("ready", "a zygote is executed and has started a process", "ms", "lower", goal=40, rival=False),
     ),
     run,
 )
