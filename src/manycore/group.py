@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from manycore import context as _context
 from manycore._launch.watch import Watcher
-from manycore.errors import TimeoutError
+from manycore.errors import TimeoutError, WorkerDied
 
 __all__ = ["Group"]
 
@@ -131,10 +131,13 @@ class Group:
     def _ended(self, process: Any) -> None:
         process.join()
         failed = False
+        error = None if process.exitcode == 0 else _error_of(process)
         with self._lock:
-            if process.exitcode != 0 and not self._cancelled:
-                failed = True
-                self._errors.append(_error_of(process))
+            if error is not None:
+                failed = not self._cancelled
+                # Once a failure has stopped the rest, an end by signal or `sys.exit` is obedience.
+                if failed or (self._errors and not isinstance(error, WorkerDied)):
+                    self._errors.append(error)
         if failed:
             self.cancel()
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -66,6 +67,33 @@ def test_a_death_stops_the_rest(context: Any) -> None:
         group.start(stay)
         group.start(die, signal.SIGSEGV)
     assert caught.value.certificate.exitcode == -signal.SIGSEGV
+
+
+def fail_when_stopped(said: Any) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: fail("while it was stopped"))
+    said.send_bytes(b"ready")
+    stay()
+
+
+def exit_when_stopped(said: Any) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+    said.send_bytes(b"ready")
+    stay()
+
+
+def test_failures_of_several_are_a_group(context: Any) -> None:
+    here, there = multiprocessing.Pipe()
+    with pytest.raises(ExceptionGroup, match="2 processes failed") as caught, Group(context=context) as group:
+        group.start(fail_when_stopped, there)
+        assert here.recv_bytes() == b"ready"
+        obedient = group.start(exit_when_stopped, there)
+        assert here.recv_bytes() == b"ready"
+        group.start(fail, "a reason")
+    assert sorted(str(error) for error in caught.value.exceptions) == ["a reason", "while it was stopped"]
+    assert {type(error) for error in caught.value.exceptions} == {ValueError}
+    assert obedient.exitcode == 3
+    here.close()
+    there.close()
 
 
 def test_what_the_block_raises_stops_all() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,16 @@ def stay(said: Any) -> None:
 def stay_deaf(said: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     stay(said)
+
+
+def stay_with_child(said: Any, deaf: bool) -> None:
+    if deaf:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = os.fork()
+    if not child:
+        os.execlp("sleep", "sleep", "1000")
+    said.send_bytes(str(child).encode())
+    threading.Event().wait()
 
 
 def loop_in_c(said: Any) -> None:
@@ -175,6 +187,21 @@ class TestEnding:
         process.terminate(grace=5)
         assert process.exitcode in {-signal.SIGTERM, -signal.SIGKILL}
 
+    @pytest.mark.parametrize("deaf", [False, True])
+    def test_terminate_with_grace_takes_its_children_along(self, deaf: bool, context: Any) -> None:
+        here, there = multiprocessing.Pipe(duplex=False)
+        process = context.Process(target=stay_with_child, args=(there, deaf))
+        process.start()
+        there.close()
+        child = os.pidfd_open(int(here.recv_bytes()))
+        process.terminate(grace=0.1 if deaf else 30)
+        assert process.exitcode == -(signal.SIGKILL if deaf else signal.SIGTERM)
+        poller = select.poll()
+        poller.register(child, select.POLLIN)
+        assert poller.poll(30_000)
+        os.close(child)
+        here.close()
+
     def test_interrupt(self, context: Any) -> None:
         process = started(context, wait_for_interrupt, result=True)
         process.interrupt()
@@ -211,6 +238,24 @@ def test_stack_of_a_process_that_is_stuck_in_c(context: Any) -> None:
     assert "in loop_in_c" in process.stack(30)
     process.kill()
     process.join(30)
+
+
+def log_a_line() -> None:
+    manycore.get_logger().warning("a line")
+
+
+@pytest.mark.parametrize("method", ["zygote", "fork", "spawn"])  # a fork server has the standard error of its own start
+def test_the_names_in_logs(method: str, capfd: pytest.CaptureFixture[str]) -> None:
+    logger = manycore.log_to_stderr(logging.WARNING)
+    try:
+        process = manycore.get_context(method).Process(target=log_a_line, name="by name")
+        process.start()
+        process.join(30)
+    finally:
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        util._log_to_stderr = False  # type: ignore[attr-defined]
+    assert "[WARNING/by name] a line" in capfd.readouterr().err
 
 
 def test_title() -> None:

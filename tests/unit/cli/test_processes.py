@@ -31,6 +31,8 @@ if __name__ == "__main__":
     process.start()
     here.recv_bytes()
     print(process.pid, flush=True)
+    if "stuck" in sys.argv:
+        all(itertools.repeat(True))
     threading.Event().wait()
 """
 
@@ -39,14 +41,18 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+@pytest.fixture(params=["waits", "stopped", "stuck"])
+def program(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A program, which waits, is stopped, or holds its interpreter's lock in C, and a child of it that is so stuck."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM, encoding="utf-8")
-    running = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen([sys.executable, str(path), request.param], stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None
     try:
-        yield running, int(running.stdout.readline())
+        pid = int(running.stdout.readline())
+        if request.param == "stopped":
+            os.kill(running.pid, signal.SIGSTOP)
+        yield running, pid
     finally:
         running.kill()
         running.communicate()
@@ -62,14 +68,16 @@ def test_ps_shows_the_tree(program: tuple[subprocess.Popen[str], int]) -> None:
     assert entries[parent.pid]["role"] in {"program", "child"}  # a child, where these tests' process uses manycore
     assert entries[pid]["parent"] == parent.pid
     assert entries[pid]["task"] == "stuck_in_c"
+    assert entries[pid]["role"] == "process"
+    assert entries[pid]["state"] == "running"
+    assert entries[pid]["rss_bytes"] > 1 << 20
+    assert entries[pid]["cpu_seconds"] >= 0
+    assert 0 <= entries[pid]["age_seconds"] < 600
     assert any(entry["role"] == "zygote" and entry["parent"] == parent.pid for entry in entries.values())
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_stacks_of_a_stuck_program(stopped: bool, program: tuple[subprocess.Popen[str], int]) -> None:
+def test_stacks_of_a_stuck_program(program: tuple[subprocess.Popen[str], int]) -> None:
     parent, pid = program
-    if stopped:
-        os.kill(parent.pid, signal.SIGSTOP)
     for asked in (parent.pid, pid):
         result = invoke("stacks", asked, "--timeout", 30)
         assert result.exit_code == 0
@@ -77,11 +85,8 @@ def test_stacks_of_a_stuck_program(stopped: bool, program: tuple[subprocess.Pope
         assert "in stuck_in_c" in result.output
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_kill_ends_the_tree(stopped: bool, program: tuple[subprocess.Popen[str], int]) -> None:
+def test_kill_ends_the_tree(program: tuple[subprocess.Popen[str], int]) -> None:
     parent, _ = program
-    if stopped:
-        os.kill(parent.pid, signal.SIGSTOP)
     below = tree.hold(tree.descendants(parent.pid))
     result = invoke("kill", parent.pid)
     assert result.exit_code == 0, result.output
