@@ -43,7 +43,7 @@ static void put(mc_queue_handle *q, uint32_t number) {
     mc_queue_publish(&s->tail, cursor, place.count + 1);
     MC_FAULT("queue:record published");
     mc_lock_release(&s->writers);
-    mc_queue_wake(&s->tail.version, &s->items, 1);
+    mc_queue_wake(&s->items, 1);
 }
 
 /* The number of the record, or -1 when there is none. */
@@ -70,7 +70,7 @@ static int64_t get(mc_queue_handle *q) {
     MC_FAULT("queue:record taken");
     mc_queue_give_back(q, head.block, cursor.block);
     mc_lock_release(&s->readers);
-    mc_queue_wake(&s->head.version, &s->room, 1);
+    mc_queue_wake(&s->room, 1);
     return number;
 }
 

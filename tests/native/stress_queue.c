@@ -51,12 +51,12 @@ static void *writer(void *argument) {
             die("put");
         mc_queue_publish(&s->tail, cursor, place.count + 1);
         mc_lock_release(&s->writers);
-        mc_queue_wake(&s->tail.version, &s->items, 1);
+        mc_queue_wake(&s->items, 1);
         mc_queue_left(&s->room, &w);
         put_count[who]++;
     }
     writing--;
-    mc_wake(&s->tail.version, PARTIES);
+    mc_queue_wake(&s->items, PARTIES);
     return NULL;
 }
 
@@ -89,9 +89,9 @@ static void *reader(void *argument) {
         mc_queue_publish(&s->head, cursor, place.count + 1);
         mc_queue_give_back(&q, place.block, cursor.block);
         mc_lock_release(&s->readers);
-        mc_queue_wake(&s->head.version, &s->room, 1);
+        mc_queue_wake(&s->room, 1);
         mc_queue_left(&s->items, &w);
-        if (w.slept && mc_queue_has_items(s)) mc_queue_wake(&s->tail.version, &s->items, 1);
+        if (w.slept && mc_queue_has_items(s)) mc_queue_wake(&s->items, 1);
         size -= sizeof head;
         if (head[0] >= PARTIES || (int64_t)head[1] <= last[head[0]]) die("out of order");
         if (size != (head[1] % 50 == 0 ? LONGEST : head[1] % 100)) die("size");

@@ -36,6 +36,7 @@ from manycore._native.queue cimport (
     mc_queue_give_back,
     mc_queue_handle,
     mc_queue_has_room,
+    mc_queue_is_awaited,
     mc_queue_left,
     mc_queue_load32,
     mc_queue_look,
@@ -109,7 +110,7 @@ cdef class RecordChannel(RecordQueue):
         finally:
             mc_lock_release(&s.readers)
         if there:
-            mc_queue_wake(&s.head.version, &s.room, EVERYBODY)
+            mc_queue_wake(&s.room, EVERYBODY)
         return there
 
     def _hand_over(self, list records, object timeout):
@@ -122,7 +123,7 @@ cdef class RecordChannel(RecordQueue):
         cdef uint32_t seen
         if deadline_ns == 0:
             # Does anybody wait? Then it gets a moment to come.
-            if s.items.awaited == 0 and mc_queue_load32(&s.closed) == 0:
+            if not mc_queue_is_awaited(&s.items) and mc_queue_load32(&s.closed) == 0:
                 return False
             deadline_ns = mc_now_ns() + GRACE_NS
             if not mc_queue_has_room(s) and mc_queue_load32(&s.closed) == 0:
@@ -179,7 +180,7 @@ cdef class RecordChannel(RecordQueue):
                     mc_queue_publish(&s.tail, cursor, place.count + 1)
                 finally:
                     mc_lock_release(&s.writers)
-                mc_queue_wake(&s.tail.version, &s.items, 1)
+                mc_queue_wake(&s.items, 1)
                 return place.count + 1
         finally:
             mc_queue_left(&s.room, &waiting)
@@ -240,7 +241,7 @@ cdef class RecordBroadcast(RecordQueue):
                     mc_queue_publish(&s.tail, cursor, place.count + 1)
                 finally:
                     mc_lock_release(&s.writers)
-                mc_queue_wake(&s.tail.version, &s.items, EVERYBODY)
+                mc_queue_wake(&s.items, EVERYBODY)
                 return True
         finally:
             mc_queue_left(&s.room, &waiting)
@@ -263,7 +264,7 @@ cdef class RecordBroadcast(RecordQueue):
             moved = mc_broadcast_leave(&self.handle, index)
         mc_lock_release(&s.readers)
         if moved:
-            mc_queue_wake(&s.head.version, &s.room, EVERYBODY)
+            mc_queue_wake(&s.room, EVERYBODY)
 
     def _state(self, int index):
         """(it is this process's and goes on, how many records it missed, how many it has not read)."""
@@ -308,7 +309,7 @@ cdef class RecordBroadcast(RecordQueue):
                 finally:
                     mc_lock_release(&s.readers)
                 if moved:
-                    mc_queue_wake(&s.head.version, &s.room, 1)
+                    mc_queue_wake(&s.room, 1)
                 return [self.decode(record)]
         finally:
             mc_queue_left(&s.items, &waiting)

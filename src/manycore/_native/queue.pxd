@@ -35,7 +35,6 @@ cdef extern from "queue.h" nogil:
     ctypedef struct mc_queue_end:
         mc_word version
     ctypedef struct mc_queue_waits:
-        mc_word awaited
         mc_bells bells
     ctypedef struct mc_queue_work:
         bint kept
@@ -70,10 +69,12 @@ cdef extern from "queue.h" nogil:
     void mc_queue_close(mc_queue_handle *q)
     mc_queue_place mc_queue_look(mc_queue_end *end)
     void mc_queue_publish(mc_queue_end *end, mc_queue_cursor cursor, uint64_t count)
+    void mc_queue_touch(mc_queue_end *end)
+    bint mc_queue_is_awaited(mc_queue_waits *waits)
     uint64_t mc_queue_size(mc_queue *s)
     bint mc_queue_has_items(mc_queue *s)
     bint mc_queue_has_room(mc_queue *s)
-    void mc_queue_wake(mc_word *version, mc_queue_waits *waits, int count)
+    void mc_queue_wake(mc_queue_waits *waits, int count)
     mc_queue_cursor mc_queue_cursor_at(mc_queue_handle *q, mc_queue_place place)
     int mc_queue_begin_record(mc_queue_handle *q, mc_queue_cursor *c, uint64_t kind, uint64_t size)
     int mc_queue_write(mc_queue_handle *q, mc_queue_cursor *c, const void *data, size_t size)

@@ -232,13 +232,13 @@ cdef class RecordQueue:
                     mc_queue_publish(&s.tail, cursor, place.count + many)
                 finally:
                     mc_lock_release(&s.writers)
-                mc_queue_wake(&s.tail.version, &s.items, many if many < EVERYBODY else EVERYBODY)
+                mc_queue_wake(&s.items, many if many < EVERYBODY else EVERYBODY)
                 return many
         finally:
             if waiting.slept:
                 mc_queue_left(&s.room, &waiting)
                 if mc_queue_has_room(s):
-                    mc_queue_wake(&s.head.version, &s.room, 1)
+                    mc_queue_wake(&s.room, 1)
 
     def put(self, obj, block=True, timeout=None):
         """Put an item into the queue.
@@ -374,13 +374,13 @@ cdef class RecordQueue:
                     mc_lock_release(&s.readers)
                 if s.most:
                     many = EVERYBODY if s.meets or many > <uint64_t>EVERYBODY else many
-                    mc_queue_wake(&s.head.version, &s.room, many)
+                    mc_queue_wake(&s.room, many)
                 return records
         finally:
             if waiting.slept:
                 mc_queue_left(&s.items, &waiting)
                 if mc_queue_has_items(s):
-                    mc_queue_wake(&s.tail.version, &s.items, 1)
+                    mc_queue_wake(&s.items, 1)
 
     def get(self, block=True, timeout=None):
         """Take the item that was put first.
@@ -469,21 +469,23 @@ cdef class RecordQueue:
         cdef mc_queue_cursor cursor
         mc_queue_store32(&s.closed, 1)
         self.lock(&s.writers, MC_NEVER)  # whoever was putting has put
+        mc_queue_touch(&s.tail)
         mc_lock_release(&s.writers)
-        if immediate:
-            self.lock(&s.readers, MC_NEVER)
-            try:
+        self.lock(&s.readers, MC_NEVER)
+        try:
+            mc_queue_touch(&s.head)
+            if immediate:
                 head = mc_queue_look(&s.head)
                 tail = mc_queue_look(&s.tail)
                 cursor = mc_queue_cursor_at(&self.handle, tail)
                 mc_queue_publish(&s.head, cursor, tail.count)
                 mc_queue_forget_work(s)
                 mc_queue_give_back(&self.handle, head.block, cursor.block)
-            finally:
-                mc_lock_release(&s.readers)
-            mc_queue_wake(&s.work.changed, &s.work.waits, EVERYBODY)
-        mc_queue_wake(&s.tail.version, &s.items, EVERYBODY)
-        mc_queue_wake(&s.head.version, &s.room, EVERYBODY)
+        finally:
+            mc_lock_release(&s.readers)
+        mc_queue_wake(&s.work.waits, EVERYBODY)
+        mc_queue_wake(&s.items, EVERYBODY)
+        mc_queue_wake(&s.room, EVERYBODY)
 
     # Tasks
 
@@ -497,7 +499,7 @@ cdef class RecordQueue:
         if not right:
             raise ValueError("task_done() called too many times")
         if mc_queue_all_done(s):
-            mc_queue_wake(&s.work.changed, &s.work.waits, EVERYBODY)
+            mc_queue_wake(&s.work.waits, EVERYBODY)
 
     def _join(self):
         """Wait until every item that was put has been dealt with, or is lost; how many were lost since the last call."""

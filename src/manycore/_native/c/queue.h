@@ -18,12 +18,14 @@
  *
  * Publishing. Each end is a pair of states and a version: the state of version v is state[v & 1], and the
  * version is stored after it. So position and count change in one store, and what a writer had copied before
- * it died is as if it had never been. Each version is also the word on which the other side sleeps.
+ * it died is as if it had never been.
  *
- * Sleeping. Who is about to sleep sets a bit of `awaited`, and who publishes wakes one if it is set, and clears
- * it. Who has slept sets it again when it leaves, for others may sleep still. All sleeps are cut into pieces
- * (mc_waiting), so a wake-up that a dying process swallowed costs some milliseconds. Who waits for other things
- * at the same time sets another bit, and has a bell (bell.h).
+ * Sleeping. Who is about to sleep sets a bit of `awaited`, looks at the version again, and sleeps on `awaited`; who
+ * publishes wakes one if the bit is set, clears it and counts up, so that whoever was about to sleep does not. (A flag
+ * beside the word that one sleeps on will not do: a publisher that is late may clear it for nobody.) Who has slept
+ * sets it again when it leaves, for others may sleep still. All sleeps are cut into pieces (mc_waiting), so a wake-up
+ * that a dying process swallowed costs some milliseconds. Who waits for other things at the same time sets another
+ * bit, and has a bell (bell.h).
  *
  * Invariants
  *   got <= put; got == put exactly when head and tail are at the same place
@@ -49,7 +51,9 @@
 #include <linux/falloc.h>
 
 #define MC_QUEUE_MAGIC 0x55455551u /* "QUEU" */
+#ifndef MC_QUEUE_BLOCK
 #define MC_QUEUE_BLOCK 32768u      /* bytes; less makes more links, more makes a larger empty queue */
+#endif
 #define MC_QUEUE_DATA (MC_QUEUE_BLOCK - 16u)
 #define MC_QUEUE_SECOND 4096u /* of the header, for broadcast.h */
 #define MC_QUEUE_HEADER (4096u + MC_QUEUE_SECOND)
@@ -70,14 +74,15 @@ typedef struct {
     _Atomic uint64_t bytes; /* of payload, since the beginning; for people */
 } mc_queue_end;
 
-/* Who waits for the other side: MC_QUEUE_SLEEPS, MC_QUEUE_WATCHES; cleared by who wakes. */
+/* Who waits for the other side. */
 typedef struct {
-    mc_word awaited;
+    mc_word awaited; /* bits 0, 1: below; bits 2-31: how often they were cleared. What sleepers sleep on */
     mc_bells bells;
 } mc_queue_waits;
 
-#define MC_QUEUE_SLEEPS 1u  /* somebody sleeps on the version */
+#define MC_QUEUE_SLEEPS 1u  /* somebody sleeps, or is about to */
 #define MC_QUEUE_WATCHES 2u /* somebody has armed a bell */
+#define MC_QUEUE_WAITS (MC_QUEUE_SLEEPS | MC_QUEUE_WATCHES)
 
 /* What has become of the items that were taken, where that is kept: all under R. Every one of them is done, lost,
  * in somebody's hands or nobody knows in whose, but for the step between the head's publication and the entry here:
@@ -246,29 +251,45 @@ static inline void mc_queue_publish(mc_queue_end *end, mc_queue_cursor cursor, u
     MC_FAULT("queue:published");
 }
 
+/* Under the end's lock: the same again, under another version, so that who is about to sleep on it does not. */
+static inline void mc_queue_touch(mc_queue_end *end) {
+    mc_queue_place place = mc_queue_look(end);
+    mc_queue_cursor cursor = {place.block, place.offset, NULL};
+    mc_queue_publish(end, cursor, place.count);
+}
+
+/* The number at one instant: that of the look at the tail, between two looks at the same head. */
 static inline uint64_t mc_queue_size(mc_queue *s) {
     for (;;) {
-        uint64_t got = mc_queue_look(&s->head).count;
-        uint64_t put = mc_queue_look(&s->tail).count;
-        if (put - got < UINT64_MAX / 2) return put - got;
+        uint64_t got = mc_queue_look(&s->head).count, put = mc_queue_look(&s->tail).count;
+        if (mc_queue_look(&s->head).count == got) return put - got;
     }
 }
 
+/* The head first: where the tail is at the same place afterwards, there was nothing at the first look. In the other
+ * order, a queue through which items run could be called empty that never was. */
 static inline bool mc_queue_has_items(mc_queue *s) {
-    return mc_queue_look(&s->tail).count != mc_queue_look(&s->head).count;
+    uint64_t got = mc_queue_look(&s->head).count;
+    return mc_queue_look(&s->tail).count != got;
 }
 
 static inline bool mc_queue_has_room(mc_queue *s) { return s->most == 0 || mc_queue_size(s) < s->most; }
 
-static inline void mc_queue_wake(mc_word *version, mc_queue_waits *waits, int count) {
+static inline void mc_queue_wake(mc_queue_waits *waits, int count) {
     /* orders the publication before the look at `awaited`; pairs with mc_queue_sleep and mc_queue_arm */
     atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(&waits->awaited, memory_order_relaxed) != 0) {
-        uint32_t who = atomic_exchange(&waits->awaited, 0);
-        MC_FAULT("queue:waking");
-        if (who & MC_QUEUE_SLEEPS) mc_wake(version, count);
-        if (who & MC_QUEUE_WATCHES) mc_bells_ring(&waits->bells);
-    }
+    uint32_t who = atomic_load_explicit(&waits->awaited, memory_order_relaxed);
+    if ((who & MC_QUEUE_WAITS) == 0) return;
+    while (!atomic_compare_exchange_weak(&waits->awaited, &who, (who & ~MC_QUEUE_WAITS) + MC_QUEUE_WAITS + 1))
+        if ((who & MC_QUEUE_WAITS) == 0) return; /* another did it, after our publication */
+    MC_FAULT("queue:waking");
+    if (who & MC_QUEUE_SLEEPS) mc_wake(&waits->awaited, count);
+    if (who & MC_QUEUE_WATCHES) mc_bells_ring(&waits->bells);
+}
+
+/* Whether somebody waits, or did a moment ago. */
+static inline bool mc_queue_is_awaited(mc_queue_waits *waits) {
+    return (atomic_load(&waits->awaited) & MC_QUEUE_WAITS) != 0;
 }
 
 /* Of a watcher that has a slot: from now on it is rung, once. It looks at the queue afterwards. */
@@ -550,8 +571,9 @@ static inline mc_outcome mc_queue_sleep(mc_word *version, mc_queue_waits *waits,
     int64_t now = mc_waiting_clock(w);
     if (now >= w->deadline_ns) return MC_TIMED_OUT;
     if (mc_waiting_is_due(w, now)) return MC_AGAIN;
-    atomic_fetch_or(&waits->awaited, MC_QUEUE_SLEEPS); /* seq_cst; the kernel compares the version after it */
-    int error = mc_wait(version, seen, mc_waiting_until(w));
+    uint32_t awaited = atomic_fetch_or(&waits->awaited, MC_QUEUE_SLEEPS) | MC_QUEUE_SLEEPS; /* seq_cst, as the look */
+    if (atomic_load(version) != seen) return MC_TAKEN;
+    int error = mc_wait(&waits->awaited, awaited, mc_waiting_until(w));
     if (error != EAGAIN) {
         w->slept = true;
         w->spun = false;

@@ -1,0 +1,142 @@
+"""Are queues and channels between processes linearizable? For each recorded history, an order is sought that explains it.
+
+Each process notes when each of its calls began and ended, by the one monotonic clock. A history is right when every
+call can be given one instant between the two, so that in the order of these instants a plain first-in-first-out
+queue of that capacity gives the same answers. `MANYCORE_HISTORIES=N` records more.
+
+Source: Wing and Gong, "Testing and verifying concurrent objects"; Lowe's memory of configurations that were seen.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import random
+import sys
+import time
+from typing import Any, NamedTuple
+
+import pytest
+
+from manycore import Channel, queues
+
+HISTORIES = int(os.environ.get("MANYCORE_HISTORIES", "40"))
+CALLS = 12  # of each of three processes
+
+
+class Call(NamedTuple):
+    """One call: `item` was put or got; None where it was refused."""
+
+    begin_ns: int
+    end_ns: int
+    puts: bool
+    item: Any
+    refused: bool
+
+
+def explains(calls: list[Call], capacity: int) -> bool:
+    """Whether some order of the calls, each within its own time, is one of a queue."""
+    calls = sorted(calls)
+    everything = (1 << len(calls)) - 1
+    seen: set[tuple[int, tuple[Any, ...]]] = set()
+    todo: list[tuple[int, tuple[Any, ...]]] = [(0, ())]
+    while todo:
+        done, content = todo.pop()
+        if done == everything:
+            return True
+        first_end = min(call.end_ns for index, call in enumerate(calls) if not done >> index & 1)
+        for index, call in enumerate(calls):
+            if done >> index & 1:
+                continue
+            if call.begin_ns > first_end:  # another one was over before it began
+                break
+            if call.puts:
+                if call.refused != bool(capacity and len(content) >= capacity):
+                    continue
+                after = content if call.refused else (*content, call.item)
+            elif call.refused:
+                if content:
+                    continue
+                after = content
+            else:
+                if not content or content[0] != call.item:
+                    continue
+                after = content[1:]
+            state = (done | 1 << index, after)
+            if state not in seen:
+                seen.add(state)
+                todo.append(state)
+    return False
+
+
+def perform(many: Any, who: int, seed: int) -> list[Call]:
+    """Random calls of one process."""
+    rng = random.Random(seed)
+    calls = []
+    put, get = (many.send, many.recv) if isinstance(many, Channel) else (many.put, many.get)
+    for index in range(CALLS):
+        puts = rng.random() < 0.5
+        item: Any = (who, index)
+        refused = False
+        begin = time.monotonic_ns()
+        try:
+            if puts:
+                put(item, timeout=rng.choice([0, 0, 0.0005]))
+            else:
+                item = get(timeout=rng.choice([0, 0, 0.0005]))
+        except (queue.Full, queue.Empty, TimeoutError):
+            refused = True
+        calls.append(Call(begin, time.monotonic_ns(), puts, item, refused))
+    return calls
+
+
+def record(many: Any, seed: int) -> list[Call]:
+    """The history of three processes that begin together."""
+    gate_read, gate_write = os.pipe()
+    children = []
+    for who in range(3):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(gate_write)
+            os.read(gate_read, 1)
+            os.write(write, pickle.dumps(perform(many, who, seed + who)))
+            os._exit(0)
+        os.close(write)
+        children.append((pid, read))
+    os.close(gate_read)
+    os.close(gate_write)  # all begin
+    calls = []
+    for pid, read in children:
+        with open(read, "rb") as file:
+            calls += pickle.load(file)
+        assert os.waitpid(pid, 0)[1] == 0
+    return calls
+
+
+@pytest.mark.timeout(60 + HISTORIES)
+@pytest.mark.parametrize("kind", [queues.Queue, Channel])
+def test_histories_of_several_processes_are_those_of_a_queue(kind: Any, rng: random.Random) -> None:
+    sys.setswitchinterval(0.005)
+    overlaps = 0
+    for _ in range(HISTORIES):
+        capacity = rng.choice([1, 2, 3, 0] if kind is queues.Queue else [1, 2, 3])
+        calls = record(kind(capacity), rng.randrange(1 << 30))
+        ordered = sorted(calls)
+        overlaps += sum(one.end_ns > other.begin_ns for one, other in zip(ordered, ordered[1:], strict=False))
+        assert explains(calls, capacity), f"capacity {capacity}:\n" + "\n".join(map(str, ordered))
+    assert overlaps > HISTORIES
+
+
+def test_the_search_tells_right_from_wrong() -> None:
+    put, got = Call(0, 10, True, "a", False), Call(5, 15, False, "a", False)
+    assert explains([put, got], 1)
+    assert not explains([put, got._replace(end_ns=-1, begin_ns=-2)], 1)  # got before it was put
+    assert not explains([put, got, got._replace(begin_ns=20, end_ns=30)], 1)  # twice
+    second = Call(11, 12, True, "b", False)
+    assert not explains([put, second, Call(13, 14, False, "b", False), Call(15, 16, False, "a", False)], 0)  # out of order
+    assert explains([put, second._replace(refused=True)], 1)
+    assert not explains([put, second], 1)  # it was full
+    assert not explains([put, Call(11, 12, False, None, True)], 1)  # it was not empty
+    assert explains([put, Call(5, 12, False, None, True)], 1)
