@@ -6,11 +6,20 @@ They belong to `manycore.errors`, which has them from here when one is first ask
 from __future__ import annotations
 
 import builtins
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from multiprocessing import AuthenticationError, BufferTooShort, ProcessError, TimeoutError
 from typing import Any
 
 from manycore.errors import ManycoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from concurrent.futures.process import BrokenProcessPool
+else:
+    try:
+        from concurrent.futures.process import BrokenProcessPool
+    except RuntimeError:  # the interpreter is ending: nobody has it, nor can import it any more
+        BrokenProcessPool = BrokenExecutor
 
 __all__ = [
     "AuthenticationError",

@@ -74,3 +74,16 @@ assert issubclass(errors.WorkerDied, BrokenProcessPool)
 print(json.dumps([vars(errors)[name].__module__ for name in errors.__all__ if name.endswith("Died")]))
 """
     assert set(printed(program)) == {"manycore.errors"}
+
+
+def test_errors_are_whole_when_the_interpreter_ends() -> None:
+    program = """
+import json, threading
+from manycore import errors
+
+def late():
+    print(json.dumps([errors.WorkerDied.__name__, errors.TimeoutError.__name__]))
+
+threading._register_atexit(late)
+"""
+    assert printed(program) == ["WorkerDied", "TimeoutError"]

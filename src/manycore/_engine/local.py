@@ -288,7 +288,10 @@ class Engine:
             alarms = tasks.alarms()
             if settled is not None and now_ns() >= settled:
                 settled = None
-                import_module("manycore._standard_errors")  # so that the first death is told as soon as any other
+                try:
+                    import_module("manycore._standard_errors")  # so that the first death is told as soon as any other
+                except Exception:  # the interpreter is ending
+                    pass
             if self._abandoned:
                 self.terminate()
                 return
