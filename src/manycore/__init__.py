@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 
 # name -> the module of this package that defines it
 _HOMES = {
+    "Actor": "actor",
     "Failure": "pool",
     "Outcome": "pool",
     "Pool": "pool",
@@ -31,6 +32,8 @@ _HOMES = {
     "ProcessPoolExecutor": "futures",
     "ManycoreError": "errors",
     "ManycoreWarning": "errors",
+    "ActorClosed": "errors",
+    "ActorDied": "errors",
     "PoolBroken": "errors",
     "PoolClosed": "errors",
     "WorkerDied": "errors",

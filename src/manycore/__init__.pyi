@@ -10,6 +10,7 @@ from manycore._observe.progress import Progress as Progress
 from manycore.channels import Broadcast as Broadcast
 from manycore.channels import Channel as Channel
 from manycore.channels import broadcast as broadcast
+from manycore.actor import Actor as Actor
 from manycore.context import Array as Array
 from manycore.context import Barrier as Barrier
 from manycore.context import Condition as Condition
@@ -34,6 +35,8 @@ from manycore.context import reducer as reducer
 from manycore.context import set_executable as set_executable
 from manycore.context import set_forkserver_preload as set_forkserver_preload
 from manycore.context import set_start_method as set_start_method
+from manycore.errors import ActorClosed as ActorClosed
+from manycore.errors import ActorDied as ActorDied
 from manycore.errors import AuthenticationError as AuthenticationError
 from manycore.errors import BufferTooShort as BufferTooShort
 from manycore.errors import ChannelClosed as ChannelClosed
@@ -85,6 +88,9 @@ __version__: str
 _HOMES: dict[str, str]
 
 __all__ = [
+    "Actor",
+    "ActorClosed",
+    "ActorDied",
     "Array",
     "Atomic",
     "AuthenticationError",

@@ -22,6 +22,7 @@ else:
         BrokenProcessPool = BrokenExecutor
 
 __all__ = [
+    "ActorDied",
     "AuthenticationError",
     "BufferTooShort",
     "LaunchError",
@@ -60,6 +61,10 @@ class WorkerDied(ManycoreError, BrokenProcessPool):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ActorDied(WorkerDied):
+    """The process of an actor died with this call in its hands, or died for good before it took the call."""
 
 
 class TaskTimeout(ManycoreError, TimeoutError, builtins.TimeoutError):

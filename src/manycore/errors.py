@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from manycore._standard_errors import (
+        ActorDied,
         AuthenticationError,
         BufferTooShort,
         LaunchError,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ActorClosed",
+    "ActorDied",
     "AuthenticationError",
     "BufferTooShort",
     "ChannelClosed",
@@ -99,6 +102,10 @@ class PoolClosed(ManycoreError, RuntimeError, ValueError):
 
 class ResultLost(ManycoreError, RuntimeError):
     """The task was done, but the thread that was collecting its result was interrupted, and the result is gone."""
+
+
+class ActorClosed(ManycoreError, RuntimeError, ValueError):
+    """The actor was called after it was closed."""
 
 
 class TaskPicklingError(ManycoreError, PicklingError):

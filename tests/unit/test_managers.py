@@ -18,7 +18,7 @@ import pytest
 import manycore
 from manycore import connection, managers
 
-RUNS = int(os.environ.get("MANYCORE_MANAGER_KILLS", "12"))
+RUNS = int(os.environ.get("MANYCORE_MANAGER_KILLS", "8"))
 SOON = 5.0  # seconds; kill to error takes milliseconds
 
 

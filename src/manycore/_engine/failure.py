@@ -15,12 +15,13 @@ from manycore._memory import codec
 __all__ = ["dump_failure", "load_failure"]
 
 
-def dump_failure(error: BaseException, skip: int = 1) -> bytes:
+def dump_failure(error: BaseException, skip: int = 1, *, to_parent: bool = True) -> bytes:
     """In the worker: everything that the parent can be told of an exception.
 
     Args:
         error: What was raised.
         skip: How many of the traceback's outermost frames are the worker's own.
+        to_parent: As for `codec.dumps`.
     """
     frames = error.__traceback__
     for _ in range(skip):
@@ -34,7 +35,7 @@ def dump_failure(error: BaseException, skip: int = 1) -> bytes:
         text = f"{type(error).__name__} (its traceback could not be formatted: {type(broken).__name__})\n"
     pickled: bytes | None
     try:
-        pickled = codec.dumps(error, to_parent=True)
+        pickled = codec.dumps(error, to_parent=to_parent)
     except BaseException as broken:
         pickled = None
         text += f"\n(the exception itself could not be pickled: {type(broken).__name__}: {broken})\n"
