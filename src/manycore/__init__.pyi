@@ -7,10 +7,10 @@ from manycore._launch import Certificate as Certificate
 from manycore._launch import cpu_count as cpu_count
 from manycore._launch import preload as preload
 from manycore._observe.progress import Progress as Progress
+from manycore.actor import Actor as Actor
 from manycore.channels import Broadcast as Broadcast
 from manycore.channels import Channel as Channel
 from manycore.channels import broadcast as broadcast
-from manycore.actor import Actor as Actor
 from manycore.context import Array as Array
 from manycore.context import Barrier as Barrier
 from manycore.context import Condition as Condition

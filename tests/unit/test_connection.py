@@ -6,12 +6,21 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import pytest
 
 import manycore
 from manycore import connection, errors
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_tracker_left() -> Iterator[None]:
+    """Ends the standard library's process that comes with "spawn"."""
+    yield
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 def in_threads(*runs: Any) -> None:
