@@ -24,11 +24,11 @@ from concurrent.futures import (
 )
 from importlib import import_module
 from pickle import PicklingError
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar
 
 from manycore import _launch
-from manycore._engine import bring
-from manycore._engine.settings import idle_nanoseconds, start_method_of
+from manycore._engine import bring, here
+from manycore._engine.settings import INSTEAD, idle_nanoseconds, start_method_of
 from manycore._launch.machine import automatic_workers
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from manycore._engine.local import Engine, Settings, Stats
     from manycore._engine.mapping import MapOptions, MapRun
     from manycore._engine.policy import Policy
+    from manycore._engine.results import MapIterator
 
 __all__ = [
     "ALL_COMPLETED",
@@ -62,6 +63,7 @@ T = TypeVar("T")
 # What this module has of the engine: each name once it is asked for, all once there is an executor (`bring`).
 _ENGINE: dict[str, str] = {
     "Engine": "local",
+    "MapIterator": "results",
     "Future": "future",
     "MapOptions": "mapping",
     "MapRun": "mapping",
@@ -97,6 +99,8 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         finalizer: Called in each worker that ends in order, with what its initializer returned (which is
             `current_worker().state`): after `shutdown`, and when it is replaced after `max_tasks_per_child`. Not when
             the worker is killed. It has five seconds.
+        blas_threads: Threads that numerical libraries (OpenBLAS, MKL, OpenMP ...) may start in each worker; by default
+            its share of the cores, so that all together are not more than there are. 0 leaves them alone.
         logs: Whether records of `logging` and warnings of workers come to this process's handlers, as far as its
             levels let them pass; a level, as a number or a name: only records from that level on are sent. A record
             has the attributes `manycore_pool`, `manycore_worker`, `manycore_task` and `manycore_function`.
@@ -122,11 +126,12 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         finalizer: Callable[[Any], object] | None = None,
         logs: bool | int | str = True,
         idle_timeout: float | None = None,
+        blas_threads: int | None = None,
     ) -> None:
         if max_workers is None:
-            max_workers = _launch.cpu_count()
+            max_workers = here.cores()
         elif max_workers == "auto":
-            max_workers = automatic_workers()
+            max_workers = min(here.cores(), automatic_workers())
         elif max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if max_tasks_per_child is not None:
@@ -148,6 +153,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
                 start_method=method,
                 logs=logs,
                 idle_ns=idle_nanoseconds(idle_timeout),
+                blas_threads=blas_threads,
             )
         )
         if method == "zygote":
@@ -162,6 +168,9 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         return (
             f"<manycore.ProcessPoolExecutor {self._engine.name!r} of {self._max_workers} workers, {self._engine.state}>"
         )
+
+    def __reduce__(self) -> NoReturn:
+        raise NotImplementedError(f"executors cannot be passed between processes or pickled; {INSTEAD}")
 
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)
@@ -261,7 +270,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
-        """`map(fn, *iterables)`, in the workers; an iterator of the results in the input's order.
+        """`map(fn, *iterables)`, in the workers; an iterator of the results in the input's order, also for `async for`.
 
         Args:
             fn: Called with one item of each iterable.
@@ -294,7 +303,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         )
         run = MapRun(self._engine, fn, iter(items) if lazy else list(items), options)
         run.start()
-        return _results(run, deadline)
+        return MapIterator(_results(run, deadline), run, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no new calls; the workers end when those that are there are done.

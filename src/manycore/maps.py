@@ -6,8 +6,7 @@ from collections.abc import Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from manycore import _launch
-from manycore._engine import bring
+from manycore._engine import bring, here
 from manycore._engine.settings import start_method_of
 from manycore._launch.machine import automatic_workers
 from manycore.pool import Pool, check, reporting
@@ -107,9 +106,9 @@ def map(
 def _fitting(workers: int | Literal["auto"] | None, items: int) -> int:
     """As many workers as were asked for, but not more than there are items."""
     if workers is None:
-        workers = _launch.cpu_count()
+        workers = here.cores()
     elif workers == "auto":
-        workers = automatic_workers()
+        workers = min(here.cores(), automatic_workers())
     elif workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     return max(1, min(workers, items))

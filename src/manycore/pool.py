@@ -17,9 +17,8 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
-from manycore import _launch
-from manycore._engine import bring
-from manycore._engine.settings import idle_nanoseconds, start_method_of
+from manycore._engine import bring, here
+from manycore._engine.settings import INSTEAD, idle_nanoseconds, start_method_of
 from manycore._launch.machine import automatic_workers
 from manycore.errors import PoolClosed, RemoteTraceback
 
@@ -98,6 +97,8 @@ class Pool:
         finalizer: Called in each worker that ends in order, with what its initializer returned (which is
             `current_worker().state`): after `close`, when it is replaced after `maxtasksperchild`, and at the end of
             a `with` block that leaves nothing undone. Not when the worker is killed. It has five seconds.
+        blas_threads: Threads that numerical libraries (OpenBLAS, MKL, OpenMP ...) may start in each worker; by default
+            its share of the cores, so that all together are not more than there are. 0 leaves them alone.
         logs: Whether records of `logging` and warnings of workers come to this process's handlers, as far as its
             levels let them pass; a level, as a number or a name: only records from that level on are sent. A record
             has the attributes `manycore_pool`, `manycore_worker`, `manycore_task` and `manycore_function`.
@@ -125,13 +126,14 @@ class Pool:
         finalizer: Callable[[Any], object] | None = None,
         logs: bool | int | str = True,
         idle_timeout: float | None = None,
+        blas_threads: int | None = None,
     ) -> None:
         method = start_method_of(context)
         bring(_ENGINE, globals(), start_zygote=method == "zygote")
         if processes is None:
-            processes = _launch.cpu_count()
+            processes = here.cores()
         elif processes == "auto":
-            processes = automatic_workers()
+            processes = min(here.cores(), automatic_workers())
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
         if maxtasksperchild is not None and maxtasksperchild <= 0:
@@ -148,6 +150,7 @@ class Pool:
                 finalizer=finalizer,
                 logs=logs,
                 idle_ns=idle_nanoseconds(idle_timeout),
+                blas_threads=blas_threads,
             )
         )
         self._engine.start()
@@ -156,7 +159,7 @@ class Pool:
         return f"<manycore.Pool {self._engine.name!r} of {self._processes} workers, {self._engine.state}>"
 
     def __reduce__(self) -> NoReturn:
-        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+        raise NotImplementedError(f"pool objects cannot be passed between processes or pickled; {INSTEAD}")
 
     def __enter__(self) -> Self:
         if self._engine.closed:
@@ -294,6 +297,10 @@ class Pool:
         future._keeper = self
         self._engine.call(future, func, tuple(args), kwds or {}, self._policy)
         return future
+
+    def submit(self, func: Callable[..., T], /, *args: Any, **kwds: Any) -> AsyncResult[T]:
+        """As `apply_async(func, args, kwds)`, as executors spell it: `await pool.submit(func, 1)`."""
+        return self.apply_async(func, args, kwds)
 
     # Maps
 

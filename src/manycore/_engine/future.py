@@ -20,6 +20,7 @@ import threading
 import time
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from manycore._engine import frames
@@ -326,9 +327,8 @@ class Future(concurrent.futures.Future[T]):
         return self._exception
 
     def __await__(self) -> Generator[Any, None, T]:
-        import asyncio
-
-        return asyncio.wrap_future(self).__await__()
+        result: Generator[Any, None, T] = import_module("manycore._engine.awaiting").result_of(self).__await__()
+        return result
 
 
 _OVER = frozenset((FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED))

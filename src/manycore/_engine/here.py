@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from collections import namedtuple
 
+from manycore import _launch
+
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 else:
     NamedTuple = object
 
-__all__ = ["CurrentTask", "CurrentWorker", "become", "current_task", "current_worker"]
+__all__ = ["CurrentTask", "CurrentWorker", "become", "cores", "current_task", "current_worker"]
 
 
 class CurrentTask(NamedTuple):
@@ -54,14 +56,16 @@ class CurrentWorker:
         index: Its place in its pool, from 0.
         pool: The pool's name.
         pid: Its process id.
+        cores: How many of the machine's cores are its share: a pool in a task has so many workers by default.
         state: What the initializer returned; None without one. It may be set.
     """
 
-    __slots__ = ("_look", "index", "pid", "pool", "state")
+    __slots__ = ("_look", "cores", "index", "pid", "pool", "state")
 
-    def __init__(self, index: int, pool: str, look: Callable[[], CurrentTask | None]) -> None:
+    def __init__(self, index: int, pool: str, cores: int, look: Callable[[], CurrentTask | None]) -> None:
         self.index = index
         self.pool = pool
+        self.cores = cores
         self.pid = os.getpid()
         self.state: Any = None
         self._look = look
@@ -86,6 +90,12 @@ def current_worker() -> CurrentWorker | None:
     """
     worker = _worker
     return worker if worker is not None and worker.pid == os.getpid() else None
+
+
+def cores() -> int:
+    """How many of the machine's cores this process is to keep busy."""
+    worker = current_worker()
+    return _launch.cpu_count() if worker is None else worker.cores
 
 
 def current_task() -> CurrentTask | None:

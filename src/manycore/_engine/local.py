@@ -241,7 +241,8 @@ class Engine:
         """
         deadline_ns = None if deadline is None else int(deadline * 1e9)
         while not ready():
-            if self._ended:
+            if self._ended:  # what was submitted in the last moment fails before it is over
+                self._over.wait(CALLBACK_GRACE)
                 return ready()
             with self._turn as mine:
                 if mine:
@@ -418,6 +419,7 @@ class Engine:
             raise ValueError(f"a pool has 1 to {WORKERS_MAX} workers, not {workers}")
         with self._lock:
             self.check_open()
+            self._workforce.size = workers
             if self._collector is None:
                 self._dispatcher.size = workers
                 return

@@ -205,6 +205,8 @@ class MapRun:
         self._unbounded = False  # the pool is being joined: nothing is gained by reading late
         self.keeper: object = None  # the pool, which must not end before this run does
         self._rest: Iterator[Outcome] = iter(())
+        self._listener: Callable[[], object] | None = None  # an event loop's: called when there are news
+        self.turn_began = 0.0  # when the loop's task that consumes had others run
 
     @property
     def lazy(self) -> bool:
@@ -251,6 +253,8 @@ class MapRun:
             if task is not None and task.received == task.count:
                 del self._in_flight[task]
             self._condition.notify_all()
+        if self._listener is not None:
+            return self._tell
         return None if self._all_sent() else self.advance
 
     def _measure(self, item_ns: float, count: int) -> None:
@@ -382,6 +386,7 @@ class MapRun:
             self._abandoned = True
             self._supply.clear()
             self._condition.notify_all()
+        self._tell_listener()
 
     # Consuming
 
@@ -432,6 +437,37 @@ class MapRun:
         self._read()
         self.advance()
 
+    def poll(self) -> bool:
+        """Whether `next_outcome` would give or raise something at once. Reads and sends as it does."""
+        self._read()
+        if not self._all_sent():
+            self.advance()
+        return self._available() or self._is_given()
+
+    def _is_given(self) -> bool:
+        """Whether nothing more will come."""
+        return self._all_sent() and (self._yielded == self._sent or self._abandoned)
+
+    def tell(self, listener: Callable[[], object]) -> None:
+        """Call it, from any thread, when `poll` may have become true; once at least."""
+        self._listener = listener
+        if self._available() or self._all_sent():
+            self._tell_listener()
+
+    def _tell_listener(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener()
+
+    def _tell(self) -> None:
+        if not self._all_sent():
+            self.advance()
+        self._tell_listener()
+
+    def next_of_block(self) -> Outcome | None:
+        """The next outcome of those that are here and not given; None when there is none."""
+        return next(self._rest, None)
+
     def _available(self) -> bool:
         if self._error is not None:
             return True
@@ -452,13 +488,15 @@ class MapRun:
         if not self._all_sent():
             self.advance()
         if not self._available():
-            if self._all_sent() and self._yielded == self._sent:
+            if self._is_given():
                 self.forget()
                 error, self._reading_error = self._reading_error, None
                 if error is not None:
                     raise error
                 return None
             if not self._engine.wait(self._available, self._get_condition, deadline):
+                if deadline is None:
+                    raise PoolClosed("the pool ended before this map was done")
                 raise TimeoutError("no result yet")
         with self._condition:
             block = self._pop()

@@ -10,17 +10,18 @@ from __future__ import annotations
 import builtins
 import contextlib
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from manycore import errors
-from manycore._engine.future import Future
+from manycore._engine.future import CANCELLED_AND_NOTIFIED, Future
 from manycore._engine.mapping import BackgroundRun, Failure, MapRun, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-__all__ = ["AsyncResult", "Callbacks", "IMapIterator", "MapResult", "OnError", "gather", "outcomes"]
+__all__ = ["AsyncResult", "Callbacks", "IMapIterator", "MapIterator", "MapResult", "OnError", "gather", "outcomes"]
 
 T = TypeVar("T")
 OnError = Literal["raise", "collect", "skip"]
@@ -73,9 +74,24 @@ class MapResult(AsyncResult[list[T]]):
 
     _run: BackgroundRun
 
+    def cancel(self, *, running: bool = False) -> bool:  # noqa: ARG002
+        """End the map: nothing more is sent, and what no worker has begun is taken back.
+
+        Args:
+            running: Accepted for likeness with a call's; items that run are left to end.
+
+        Returns:
+            Whether it is cancelled; False when it was over.
+        """
+        if not self.done():
+            self._run.abandon()
+            for callback in self._finish(CANCELLED_AND_NOTIFIED, None, None, None):
+                self._call(callback)
+        return self.cancelled()
+
 
 class IMapIterator:
-    """Results of `imap`, as they come. `next(timeout)` bounds one step.
+    """Results of `imap`, as they come. `next(timeout)` bounds one step; `async for` takes them in an event loop.
 
     An iterator that is dropped reads no more of the input and sends nothing more.
     """
@@ -108,17 +124,37 @@ class IMapIterator:
             if outcome is None:
                 self.close()
                 raise StopIteration
-            if self._advance is not None:
-                self._advance(1, outcome.error is not None)
-            if outcome.error is None:
-                return outcome.result
-            if self._on_error == "raise":
-                raise outcome.error
-            if self._on_error == "collect":
-                return Failure(outcome.index, outcome.item, outcome.error)
+            place, given = self._give(outcome)
+            if given:
+                return place
+
+    def _give(self, outcome: Outcome) -> tuple[Any, bool]:
+        """What to give for an outcome, and whether to give anything."""
+        if self._advance is not None:
+            self._advance(1, outcome.error is not None)
+        if outcome.error is None:
+            return outcome.result, True
+        if self._on_error == "raise":
+            raise outcome.error
+        if self._on_error == "collect":
+            return Failure(outcome.index, outcome.item, outcome.error), True
+        return None, False
 
     def __next__(self) -> Any:
         return self.next()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        while True:
+            outcome = await _awaiting().next_outcome(self._run)
+            if outcome is None:
+                self.close()
+                raise StopAsyncIteration
+            place, given = self._give(outcome)
+            if given:
+                return place
 
     def close(self) -> None:
         """Read and send nothing more."""
@@ -128,6 +164,48 @@ class IMapIterator:
         run = getattr(self, "_run", None)
         if run is not None:
             run.forget()
+
+
+class MapIterator:
+    """The results of an executor's `map`: an iterator, and an asynchronous one.
+
+    Args:
+        results: Gives the results.
+        run: The map.
+        deadline: When waiting for the next result raises TimeoutError; on `time.monotonic`.
+    """
+
+    __slots__ = ("_deadline", "_results", "_run")
+
+    def __init__(self, results: Iterator[Any], run: MapRun, deadline: float | None) -> None:
+        self._results = results
+        self._run = run
+        self._deadline = deadline
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._results
+
+    def __next__(self) -> Any:
+        return next(self._results)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        outcome = await _awaiting().next_outcome(self._run, self._deadline)
+        if outcome is None:
+            self._run.forget()
+            raise StopAsyncIteration
+        return outcome.get()
+
+    def close(self) -> None:
+        """Read and send nothing more."""
+        self._run.abandon()
+
+
+def _awaiting() -> Any:
+    """What waits in event loops; it imports asyncio, which a program without one has no use for."""
+    return import_module("manycore._engine.awaiting")
 
 
 class Callbacks:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from manycore._engine.task import Task
 
-__all__ = ["START_METHODS", "Settings", "Sink", "Stats", "idle_nanoseconds", "start_method_of"]
+__all__ = ["INSTEAD", "START_METHODS", "Settings", "Sink", "Stats", "idle_nanoseconds", "start_method_of"]
 
 START_METHODS: Final = ("zygote", "fork", "spawn", "forkserver")
 
@@ -48,6 +48,10 @@ def idle_nanoseconds(seconds: float | None) -> int:
     return max(1, int(seconds * 1e9))
 
 
+# What to do in place of giving a pool to a task.
+INSTEAD: Final = "a task that needs workers makes a pool of its own, or returns what is to be done next to its caller"
+
+
 class Settings(NamedTuple):
     """What an engine is made with.
 
@@ -56,6 +60,8 @@ class Settings(NamedTuple):
         initializer: Called in each worker before its first task, with `initargs`.
         initargs: Its arguments.
         finalizer: Called in each worker that ends in order, with what its initializer returned.
+        blas_threads: Threads that numerical libraries may start in each worker; None = its share of the cores, 0 = as
+            many as they like.
         logs: Whether records and warnings of workers come to this process's handlers; a level: only from it on.
         max_tasks: Tasks after which a worker is replaced by a fresh one; 0 = never.
         name: What titles and messages call the pool.
@@ -72,6 +78,7 @@ class Settings(NamedTuple):
     preload: tuple[str, ...] = ()
     finalizer: Callable[[Any], object] | None = None
     logs: bool | int | str = True
+    blas_threads: int | None = None
     start_method: str = "zygote"
     idle_ns: int = 0
 

@@ -27,6 +27,7 @@ from collections import OrderedDict
 from functools import partial
 
 from manycore._engine import frames, here, identity
+from manycore._engine.blas import limit_threads
 from manycore._engine.cargo import Manifest, unpack, with_claims
 from manycore._engine.failure import dump_failure
 from manycore._engine.functions import name_of
@@ -326,8 +327,10 @@ def main(payload: bytes, fds: list[int]) -> int:
         codec.become_worker(setup["main"])
     identity.assume(f"PoolWorker-{index + 1}", setup["identity"])
     write_whole_lines()
+    if setup["blas_threads"]:
+        limit_threads(setup["blas_threads"])
     worker = _Worker(index, tasks, results, fds, setup["arenas"])
-    current = CurrentWorker(index, setup["pool"], worker.look)
+    current = CurrentWorker(index, setup["pool"], setup["cores"], worker.look)
     here.become(current)
     if setup["logs"] is not None:
         forward(LogSource(index, setup["pool"], tasks, results), *setup["logs"])

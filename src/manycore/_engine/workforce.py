@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch
-from manycore._engine import frames, guard, identity
+from manycore._engine import frames, guard, here, identity
 from manycore._engine.cargo import Parcel, claim, unpack
 from manycore._engine.log_sink import level_of
 from manycore._engine.log_source import parents_levels
@@ -129,6 +129,7 @@ class Workforce:
     Attributes:
         name: The pool's.
         workers: Those that are there, by index.
+        size: How many there are to be; new ones get their share of the cores accordingly.
         rings: Their result rings, in a list that is replaced and never changed.
         dead: Those that have ended and are not buried; appended by the reaper thread.
         started, died: How many were started, and how many died without being told to.
@@ -147,6 +148,8 @@ class Workforce:
         )
         self._finalizer = None if settings.finalizer is None else dump(settings.finalizer)
         self._logs = level_of(settings.logs)
+        self._all_cores = here.cores()  # that all workers share
+        self.size = settings.workers
         self.workers: dict[int, Worker] = {}
         self.rings: list[ResultRing] = []
         self.dead: deque[Worker] = deque()
@@ -160,11 +163,14 @@ class Workforce:
         segment = Segment.create(RING_BYTES, "manycore-results")
         worker = Worker(index, segment, ResultRing(segment.buffer, create=True))
         self._tasks.reset(index)
+        cores = max(1, self._all_cores // self.size)
         setup = {
             "index": index,
             "pool": self.name,
             "initializer": self._initializer,
             "finalizer": self._finalizer,
+            "cores": cores,
+            "blas_threads": cores if self._settings.blas_threads is None else self._settings.blas_threads,
             "logs": None
             if self._logs is False
             else (parents_levels(), self._logs, self._settings.start_method == "fork"),

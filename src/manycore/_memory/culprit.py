@@ -108,6 +108,9 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     try:
         reduced = value.__reduce_ex__(5)
     except Exception:
+        kind = type(value)
+        if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
+            return  # it refuses by itself, and says why
         reduced = None
     if isinstance(reduced, tuple) and len(reduced) > 2:
         state = reduced[2]

@@ -46,18 +46,23 @@ def test_exec_namespace(name: str) -> None:
 def test_module_loaded_from_a_path(tmp_path: Path) -> None:
     module = tmp_path / "elsewhere.py"
     module.write_text(SCRIPT.read_text())
-    run("-c", f"""
+    run(
+        "-c",
+        f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("elsewhere", {str(module)!r})
 module = importlib.util.module_from_spec(spec)
 sys.modules["elsewhere"] = module
 spec.loader.exec_module(module)
-""")
+""",
+    )
 
 
 def test_notebook_cells() -> None:
     pytest.importorskip("IPython")
-    run("-c", f"""
+    run(
+        "-c",
+        f"""
 import sys
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
@@ -77,4 +82,5 @@ for cell in (
     "w.__exit__(); print('done')",
 ):
     shell.run_cell(cell).raise_error()
-""")
+""",
+    )

@@ -11,7 +11,7 @@ import pytest
 
 import manycore
 
-PROGRAM = '''
+PROGRAM = """
 import os, sys, threading
 import manycore
 
@@ -50,7 +50,7 @@ if __name__ == "__main__":
     with manycore.ProcessPoolExecutor(2, context, set_state, ("set",)) as executor:
         check(lambda f, *args: executor.submit(f, *args).result(30))
     print("done")
-'''
+"""
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
