@@ -40,7 +40,7 @@ def limit_threads(threads: int) -> None:
     os.environ[_OURS] = text
     if any(name in sys.modules for name in _LOADERS):
         try:
-            import threadpoolctl  # type: ignore[import-not-found, unused-ignore]
+            import threadpoolctl
         except ImportError:
             return
         threadpoolctl.threadpool_limits(threads)

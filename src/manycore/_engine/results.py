@@ -10,11 +10,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import time
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from manycore import errors
-from manycore._engine.future import CANCELLED_AND_NOTIFIED, Future
+from manycore._engine.future import Future
 from manycore._engine.mapping import BackgroundRun, Failure, MapRun, Outcome
 
 if TYPE_CHECKING:

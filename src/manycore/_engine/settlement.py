@@ -223,6 +223,8 @@ class Settlement:
             worker: Whose process has ended.
             goes_on: Whether its place is to be filled; asked when all that it has done is settled.
         """
+        if worker.buried:  # by the thread that ended the engine
+            return
         while worker.inbox or not worker.ring.empty():
             before = worker.ring.used()
             self.empty(worker)
@@ -235,7 +237,9 @@ class Settlement:
         sight = self._workforce.sight(worker, unbegun)
         certificate = worker.child.status
         how = certificate.describe() if certificate is not None else "died"
-        for order in self._dispatcher.worker_died(sight, replace=goes_on(), certificate=certificate):
+        orders = self._dispatcher.worker_died(sight, replace=goes_on(), certificate=certificate)
+        worker.buried = True
+        for order in orders:
             if isinstance(order, Failed):
                 self.items_failed += 1
                 what = describe_item(order.task, order.item)

@@ -62,6 +62,7 @@ class Worker:
         inbox, position: Records that were taken from the ring, and how many of them are settled.
         parts: Of a result that comes in several records, those that are here.
         leaving: It has said that it ends in order.
+        buried: What it left has been settled.
         arena_fd: What its large results are in.
         large_bytes: Of its large results so far.
     """
@@ -69,6 +70,7 @@ class Worker:
     __slots__ = (
         "_view",
         "arena_fd",
+        "buried",
         "child",
         "inbox",
         "index",
@@ -91,6 +93,7 @@ class Worker:
         self.position = 0
         self.parts: list[bytes] = []
         self.leaving = False
+        self.buried = False
         self.large_bytes = 0
 
     def open_cargo(self, flags: int, data: bytes) -> Parcel:

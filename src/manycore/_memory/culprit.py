@@ -108,7 +108,7 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     try:
         reduced = value.__reduce_ex__(5)
     except Exception:
-        kind = type(value)
+        kind: Any = type(value)
         if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
             return  # it refuses by itself, and says why
         reduced = None
