@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from manycore._engine import dispatch
+from manycore._engine.calls import Task
 from manycore._engine.dispatch import Dispatcher, IllegalTransition, WorkerState
 from manycore._engine.orders import (
     Broken,
@@ -42,7 +43,7 @@ from manycore._engine.orders import (
     Start,
 )
 from manycore._engine.policy import Policy
-from manycore._engine.task import NOT_PUBLISHED, TASK_TRANSITIONS, Past, Task, TaskState
+from manycore._engine.task import NOT_PUBLISHED, TASK_TRANSITIONS, Past, TaskState
 from manycore._native.ring import DECODING
 from manycore.errors import WorkerDied
 
@@ -61,8 +62,7 @@ def promise(*, retries: int = 0, timeout: int = 0, soft: int = 0, priority: int 
 class Watched(Task):
     """A task whose every change of state must be a row of the table."""
 
-    __slots__ = ("_now",)
-    _now: TaskState
+    _now = TaskState.NEW
     seen: ClassVar[set[tuple[TaskState, TaskState]]] = set()
 
     @property
@@ -71,10 +71,8 @@ class Watched(Task):
 
     @state.setter
     def state(self, state: TaskState) -> None:
-        before = getattr(self, "_now", None)
-        if before is not None:
-            assert (before, state) in TASK_TRANSITIONS
-            self.seen.add((before, state))
+        assert (self._now, state) in TASK_TRANSITIONS
+        self.seen.add((self._now, state))
         self._now = state
 
 

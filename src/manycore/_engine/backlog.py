@@ -22,7 +22,7 @@ from manycore._engine.task import TaskState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from manycore._engine.task import Task
+    from manycore._engine.calls import Task
 
 __all__ = ["Backlog"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from manycore import errors
 
 if TYPE_CHECKING:
+    from manycore._engine.calls import Task
     from manycore._engine.orders import Failed
-    from manycore._engine.task import Task
     from manycore._launch import Certificate
 
 __all__ = ["death_error", "describe_item", "shorten"]

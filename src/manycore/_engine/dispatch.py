@@ -45,6 +45,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine.backlog import Backlog
+from manycore._engine.calls import Book, Task
 from manycore._engine.orders import (
     Broken,
     Failed,
@@ -57,7 +58,7 @@ from manycore._engine.orders import (
     Split,
     Start,
 )
-from manycore._engine.task import NOT_PUBLISHED, TASK_TRANSITIONS, Past, Task, TaskState
+from manycore._engine.task import NOT_PUBLISHED, TASK_TRANSITIONS, Past, TaskState
 from manycore._native.ring import DECODING
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class _Worker:
         self.interrupted: tuple[int, int, int] | None = None  # (task, item, started_ns) that was told so
 
 
-class Dispatcher:
+class Dispatcher(Book):
     """The state of one engine: its tasks, its queue and its workers.
 
     Args:

@@ -76,7 +76,9 @@ class FunctionTable:
         self.sent_bytes = 0
         self._lock = threading.Lock()  # guards the tables; nothing is acquired under it
         self._by_name: dict[tuple[Any, int], Function] = {}  # importable functions, which never change
+        self.known: dict[Any, Function] = {}  # those of them that are called, for who looks here first
         self._by_bytes: dict[bytes, Range] = {}  # in order of use
+        self._last: tuple[bytes, Function] | tuple[None, None] = (None, None)
 
     def get(self, function: Callable[..., Any], flags: int = frames.CHUNK) -> Function:
         """A function for a task, sent first when it is new.
@@ -96,11 +98,16 @@ class FunctionTable:
                 return known
         elif not callable(function):
             raise TypeError(f"{function!r} is not callable")
-        found = Function(
-            name_of(function), self.place(codec.dump_function(function, main_is_there=self._main_is_there)), flags
-        )
+        data = codec.dump_function(function, main_is_there=self._main_is_there)
+        last_data, last = self._last
+        if last is not None and data is last_data and last.flags == flags:  # nothing that it captures has changed
+            return last
+        found = Function(name_of(function), self.place(data), flags)
+        self._last = (data, found)
         if named and codec.is_importable(function):
             self._by_name[(function, flags)] = found
+            if flags == frames.CHUNK:
+                self.known[function] = found
         return found
 
     def place(self, data: bytes) -> Range:

@@ -8,8 +8,8 @@ unpickle concerns nobody else.
 Who waits, collects: `result()` of a future whose engine lives drains the result rings itself.
 
 Invariants:
-    `_state` changes under `_condition` where there is one, under `_lazy` where there is none, so that
-    `concurrent.futures.wait`, which holds the conditions, never sees it change
+    `_state` changes under `_condition` where there is one, so that `concurrent.futures.wait`, which holds the
+    conditions, never sees it change; where there is none, in one step (`calls.pyx`)
     `_raw` is not None  <=>  the future is FINISHED and nobody has asked for the outcome yet
 """
 
@@ -24,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from manycore._engine import frames
+from manycore._engine.calls import Call
 from manycore._engine.cargo import Parcel
 from manycore._engine.failure import load_failure
 from manycore._memory import codec
@@ -32,15 +33,11 @@ from manycore.errors import RemoteTraceback, ResultLost, ResultPicklingError, Ta
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from manycore._engine.task import Task
+    from manycore._engine.calls import Task
 
 __all__ = ["Future", "Owner", "outcome_of"]
 
 T = TypeVar("T")
-
-# Guards the step from "no condition" to "a condition", and the state of futures that have none. Held for a few
-# instructions; nothing is acquired under it.
-_lazy = threading.Lock()
 
 
 class Owner(Protocol):
@@ -87,49 +84,21 @@ def _last_line(text: str) -> str:
     return last.partition(": ")[2] or last
 
 
-class Future(concurrent.futures.Future[T]):
+class Future(Call, concurrent.futures.Future[T]):
     """The result of a call that runs in another process. A `concurrent.futures.Future` that can also be awaited."""
 
-    __slots__ = (
-        "_arguments",
-        "_callbacks",
-        "_cond",
-        "_exception",
-        "_keeper",
-        "_owner",
-        "_raw",
-        "_result",
-        "_state",
-        "_task",
-        "_waiting",
-    )
+    __slots__ = ()
 
-    def __init__(self, owner: Owner | None = None) -> None:
-        # The base's __init__ is not called: it would make the condition that we avoid.
-        self._state = PENDING
-        self._result: Any = None
-        self._exception: BaseException | None = None
-        self._cond: threading.Condition | None = None
-        self._waiting: list[Any] | None = None
-        self._callbacks: list[Callable[[Any], object]] | None = None
-        self._owner = owner
-        self._task: Any = None
-        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # while it is not over, for messages
-        self._raw: tuple[int, Any, str] | None = None
-        self._keeper: object = None  # what must not end before the call is over
+    if TYPE_CHECKING:
+
+        def result(self, timeout: float | None = None) -> T: ...
 
     # What the base class and concurrent.futures.wait and as_completed read.
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         condition = self._cond
-        if condition is None:
-            fresh = threading.Condition()
-            with _lazy:
-                condition = self._cond
-                if condition is None:
-                    condition = self._cond = fresh
-        return condition
+        return self._share(threading.Condition()) if condition is None else condition
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]
@@ -144,10 +113,6 @@ class Future(concurrent.futures.Future[T]):
         return self._callbacks
 
     # States
-
-    def done(self) -> bool:
-        """Whether the call is over: with a result, an exception, or cancelled."""
-        return self._state in _OVER
 
     def running(self) -> bool:
         """Whether a worker has taken the call and is not done with it."""
@@ -181,19 +146,12 @@ class Future(concurrent.futures.Future[T]):
         self, state: str, result: Any, exception: BaseException | None, raw: tuple[int, Any, str] | None
     ) -> list[Callable[[Any], object]]:
         """Move to a final state and wake who waits; returns the callbacks, which the caller runs without locks."""
-        with _lazy:
-            condition = self._cond
-            if condition is None:
-                if self._state in _OVER:
-                    return []
-                self._result, self._exception, self._raw, self._state = result, exception, raw, state
-                self._task = self._arguments = self._keeper = None
-                return []
+        if self._settle(state, result, exception, raw, False) is not None:
+            return []
+        condition = self._condition
         with condition:
-            if self._state in _OVER:
+            if not self._settle(state, result, exception, raw, True):
                 return []
-            self._result, self._exception, self._raw, self._state = result, exception, raw, state
-            self._task = self._arguments = self._keeper = None
             for waiter in self._waiting or ():
                 if state == CANCELLED_AND_NOTIFIED:
                     waiter.add_cancelled(self)
@@ -287,21 +245,10 @@ class Future(concurrent.futures.Future[T]):
             return
         status, data, where = raw
         result, exception = outcome_of(status, data, where)
-        with _lazy:
-            if self._raw is not None:  # else another thread was first, and its objects are the ones
-                self._result, self._exception, self._raw = result, exception, None
+        self._decoded(raw, result, exception)
 
-    def result(self, timeout: float | None = None) -> T:
-        """What the call returned; its exception is raised here, with the worker's traceback as its cause.
-
-        Args:
-            timeout: Seconds to wait at the most; None waits as long as it takes.
-
-        Raises:
-            TimeoutError: It was not done in time. It goes on.
-            concurrent.futures.CancelledError: It was cancelled.
-            manycore.WorkerDied: Its worker died.
-        """
+    def _outcome(self, timeout: float | None) -> T:
+        """What is left of `result` when the result is not there, or is not one."""
         if self._state != FINISHED:
             if not self.done():
                 self._wait(timeout)

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch, errors
 from manycore._engine import log_sink
+from manycore._engine.calls import Line
 from manycore._engine.dispatch import Dispatcher
 from manycore._engine.outbox import Outbox
 from manycore._engine.settings import Settings, Stats
@@ -48,10 +49,11 @@ from manycore.errors import PoolClosed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from manycore._engine.calls import Task
+    from manycore._engine.functions import Function
     from manycore._engine.future import Future
     from manycore._engine.mapping import MapRun
     from manycore._engine.policy import Policy
-    from manycore._engine.task import Task
 
 __all__ = ["Engine", "Settings", "Stats"]
 
@@ -75,7 +77,7 @@ _names = itertools.count(1)
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-class Engine:
+class Engine(Line):
     """Runs tasks in worker processes. `Pool` and `ProcessPoolExecutor` are its faces."""
 
     def __init__(self, settings: Settings) -> None:
@@ -94,6 +96,7 @@ class Engine:
         self._turn = Turn(self._tasks)
         self.outbox = Outbox(self._tasks, arenas=settings.workers + 1, main_is_there=settings.keeps_main)
         fds = (self._segment.fd, *self.outbox.fds)
+        self._wire(self._tasks, self._dispatcher, self.outbox)
         self._workforce = Workforce(settings, self.name, self._turn, self._tasks, fds)
         self._settlement = Settlement(self._dispatcher, self._tasks, self._workforce, self.outbox)
         self._after = self._settlement.after
@@ -137,26 +140,11 @@ class Engine:
         if self._closed:
             raise PoolClosed(f"pool {self.name!r} is closed: it takes no new tasks")
 
-    def call(
-        self,
-        future: Future[Any],
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        policy: Policy | None = None,
+    def _call_at_length(
+        self, future: Future[Any], function: Function, arguments: Any, packed: bytes | None, policy: Policy | None
     ) -> None:
-        """Encode and submit one call; `future` gets the result.
-
-        Raises:
-            TypeError: The function is not callable.
-            TaskPicklingError: The function or an argument cannot be pickled.
-            PoolClosed, PoolBroken: As `submit`.
-        """
-        if self._closed:
-            self.check_open()
-        arguments = (args, kwargs)
-        outbox = self.outbox
-        task = outbox.encode(outbox.functions.get(function), arguments, future, roots=("args", "kwargs"), policy=policy)
+        """What is left of `call` for a call that is not plain."""
+        task = self.outbox.encode(function, arguments, future, roots=("args", "kwargs"), policy=policy, packed=packed)
         future._task = task
         if type(task.payload) is bytes:  # short: not worth much memory
             future._arguments = arguments
@@ -178,7 +166,7 @@ class Engine:
                 self.check_open()
             if self._dispatcher.submit(task) is not None:
                 self.outbox.recall(self._dispatcher)
-            self.outbox.pump(self._dispatcher)
+            self.pump()
             if task.policy is not None and task.policy.first_ns:
                 self._watch(now_ns() + task.policy.first_ns)
         if self._unmanned:
@@ -203,7 +191,7 @@ class Engine:
                 self.outbox.recall(self._dispatcher)
             if self._ended or self._broken is not None:
                 self._fail_all()
-            self.outbox.pump(self._dispatcher)
+            self.pump()
             if self._dispatcher.timed:
                 self._watch(0)
         self._call_after()
@@ -225,7 +213,7 @@ class Engine:
                     if task.ticket >= 0:
                         self._tasks.withdraw(task.ticket)
                     self._dispatcher.drop(task)
-            self.outbox.pump(self._dispatcher)
+            self.pump()
 
     # Results out
 
@@ -335,11 +323,12 @@ class Engine:
                 self._unmanned = self._dispatcher.vacant
             if self._settlement.reason is not None:
                 self._break(self._settlement.reason)
-            self.outbox.pump(self._dispatcher)
+            self.pump()
             if interrupted or self._torn:
                 self._torn = not self._settlement.reconcile()
                 if self._torn:
                     self._tasks.alarm()
+        self._settlement.litter.clear()
         if self._unattended and self._nothing_left():
             self._tasks.alarm()  # the collector ends what nobody attends to
             with self._idle:
@@ -388,7 +377,7 @@ class Engine:
         """Do what is due: end what runs too long, go on with what has waited; returns when to look again (ns)."""
         with self._lock:
             self._watched_until = self._settlement.tick()
-            self.outbox.pump(self._dispatcher)
+            self.pump()
             return self._watched_until
 
     # Asking and cancelling
@@ -410,7 +399,7 @@ class Engine:
                     again = self._settlement.tick()
                     if again is not None:
                         self._watch(again)
-            self.outbox.pump(self._dispatcher)
+            self.pump()
             return taken
 
     def resize(self, workers: int) -> None:
@@ -466,7 +455,7 @@ class Engine:
                 worker_seconds=self._settlement.busy_ns / 1e9,
                 worker_cpu_seconds=workforce.cpu_seconds,
                 worker_peak_rss_bytes=workforce.peak_rss(),
-                bytes_sent=self.outbox.sent_bytes,
+                bytes_sent=self.outbox.sent_bytes + self.plain_bytes,
                 bytes_received=workforce.received_bytes,
             )
 

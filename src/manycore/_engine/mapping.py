@@ -38,9 +38,9 @@ from manycore.errors import PoolClosed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from manycore._engine.calls import Task
     from manycore._engine.local import Engine
     from manycore._engine.policy import Policy
-    from manycore._engine.task import Task
 
 __all__ = ["BackgroundRun", "Block", "Failure", "MapOptions", "MapRun", "Outcome"]
 

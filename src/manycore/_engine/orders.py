@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from manycore._engine.task import Task
+    from manycore._engine.calls import Task
 
 __all__ = [
     "Broken",

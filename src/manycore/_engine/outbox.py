@@ -13,10 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine import frames
+from manycore._engine.calls import Task
 from manycore._engine.cargo import Manifest
 from manycore._engine.functions import FunctionTable
 from manycore._engine.spool import Spool
-from manycore._engine.task import Task, TaskState
+from manycore._engine.task import TaskState
 from manycore._memory import codec
 from manycore._memory.arena import Arena, ArenaFull, default_budget
 from manycore._native.codec import pack
@@ -79,6 +80,7 @@ class Outbox:
         *,
         roots: tuple[str, ...] = (),
         policy: Policy | None = None,
+        packed: bytes | None = None,
         **options: Any,
     ) -> Task:
         """A task. In the caller's thread, without locks.
@@ -89,6 +91,7 @@ class Outbox:
             sink: Who gets the results.
             roots: What messages call the parts of `value`.
             policy: What it is promised, bound to this engine.
+            packed: The value as `pack` gave it, where that was tried before.
             options: As `Task` takes them.
 
         Raises:
@@ -96,7 +99,7 @@ class Outbox:
             OSError: Memory is short.
         """
         buffers: list[Any] = []
-        payload = pack(value) or codec.dumps(value, buffers=buffers, roots=roots)
+        payload = packed or pack(value) or codec.dumps(value, buffers=buffers, roots=roots)
         if not buffers and len(payload) <= (_INLINE if policy is None else _INLINE - len(policy.guard)):
             return Task(sink, function, payload, nbytes=len(payload), policy=policy, **options)
         nbytes = len(payload) + sum(buffer.nbytes for buffer in buffers)

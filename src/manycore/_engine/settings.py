@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from manycore._engine.task import Task
+    from manycore._engine.calls import Task
 
 __all__ = ["INSTEAD", "START_METHODS", "Settings", "Sink", "Stats", "idle_nanoseconds", "start_method_of"]
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manycore import errors
 from manycore._engine import frames, log_sink
+from manycore._engine.calls import settle
 from manycore._engine.death import death_error, describe_item
 from manycore._engine.failure import load_failure
 from manycore._engine.orders import Broken, Failed, Kill, Postponed, Retire, Split, Start
@@ -33,10 +34,10 @@ from manycore.errors import RemoteTraceback, ResultLost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from manycore._engine.calls import Task
     from manycore._engine.dispatch import Dispatcher
     from manycore._engine.orders import Instruction
     from manycore._engine.outbox import Outbox
-    from manycore._engine.task import Task
     from manycore._engine.workforce import Worker, Workforce
     from manycore._native.ring import TaskRing
 
@@ -54,6 +55,7 @@ class Settlement:
 
     Attributes:
         after: To be called without locks, by whoever comes next.
+        litter: What calls that are over held, to be dropped without locks: it may be the user's.
         reason: Why the pool cannot go on, once it cannot.
         owed: Tasks that are done with as such, and whose items are not yet sent one by one.
         answers: What users' backoffs have said: when a task goes on (ns), or that it does not.
@@ -68,6 +70,7 @@ class Settlement:
         self._workforce = workforce
         self._outbox = outbox
         self.after: deque[Callable[[], object]] = deque()
+        self.litter: list[Any] = []
         self.reason: BaseException | None = None
         self.owed: set[Task] = set()
         self.answers: deque[tuple[Task, int | BaseException]] = deque()
@@ -85,6 +88,12 @@ class Settlement:
     def empty(self, worker: Worker) -> None:
         """Settle what the worker has put into its ring."""
         inbox = worker.inbox
+        if not inbox and not worker.parts:
+            done, took_ns = settle(self._dispatcher, worker.ring, worker.index, self.litter)
+            self.items_done += done
+            self.busy_ns += took_ns
+            if worker.ring.empty():
+                return
         try:
             worker.ring.take(inbox)
         except BrokenRing:

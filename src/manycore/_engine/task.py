@@ -1,14 +1,11 @@
-"""A task: one frame in the task ring, and the states that it goes through."""
+"""The states that a task goes through; the task itself is in `calls.pyx`."""
 
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from manycore._engine.policy import Policy
-
-__all__ = ["NOT_PUBLISHED", "TASK_TRANSITIONS", "Past", "Task", "TaskState"]
+__all__ = ["NOT_PUBLISHED", "TASK_TRANSITIONS", "Past", "TaskState"]
 
 NOT_PUBLISHED: Final = -1
 
@@ -50,64 +47,3 @@ class Past:
         self.tries = 0
         self.deaths: tuple[Any, ...] = ()
         self.due_ns = 0
-
-
-class Task:
-    """One frame: a call, or a chunk of a map.
-
-    Args:
-        sink: Who wants the results; the dispatcher only hands it back.
-        function: What names the function to a worker; opaque here.
-        payload: The encoded arguments.
-        count: How many items the frame holds; 1 for a call.
-        chunk: Whether the payload is a list of items.
-        policy: What its items are promised; None for those without options.
-        once: Whether only one worker can read the payload, because it then owns the memory: where another task could
-            be published again, this one is split, which encodes its items anew.
-        nbytes: The size of the payload.
-    """
-
-    __slots__ = (
-        "chunk",
-        "count",
-        "function",
-        "id",
-        "nbytes",
-        "once",
-        "past",
-        "payload",
-        "policy",
-        "received",
-        "sink",
-        "state",
-        "ticket",
-    )
-
-    def __init__(
-        self,
-        sink: Any,
-        function: Any,
-        payload: Any,
-        *,
-        count: int = 1,
-        chunk: bool = False,
-        policy: Policy | None = None,
-        once: bool = False,
-        nbytes: int = 0,
-    ) -> None:
-        self.once = once
-        self.nbytes = nbytes
-        self.sink = sink
-        self.function = function
-        self.payload = payload
-        self.count = count
-        self.chunk = chunk
-        self.policy = policy
-        self.id = 0
-        self.received = 0  # items whose results are here; the next one is the only one that may be running
-        self.past: Past | None = None  # of the item at `received`
-        self.ticket = NOT_PUBLISHED
-        self.state = _NEW
-
-
-_NEW = TaskState.NEW

@@ -112,6 +112,7 @@ class _Worker:
         self.view: ArenaView | None = None  # of the parent's arena, once a large argument came
         self.arena: Arena | None = None  # our own, once there was a large result
         self.functions = _Functions(self.spool_fd)
+        self.head: bytes | None = None  # of the frame that was run last, when it was a plain call
         self.function: Callable[..., Any] | None = None  # of the task that was begun last
         self.title_room = process.title_room()
         self.first = 0  # its item that was begun first
@@ -139,11 +140,20 @@ class _Worker:
             Whether it ends because there was none for `idle_ns` (0 = no bound).
         """
         index, tasks = self.index, self.tasks
-        claim, wait_task = tasks.claim, tasks.wait_task
+        claim, wait_task, serve = tasks.claim, tasks.wait_task, self.results.serve
         done = 0
         leave_ns = 0  # once it has begun to wait, when it ends
         while True:
-            claimed = claim(index)
+            if self.head is None or self.function is None:
+                claimed = claim(index)
+            else:
+                most = max_tasks - done if max_tasks else sys.maxsize
+                served, claimed = serve(tasks, index, self.head, self.function, most, self.put_raised, self.put_result)
+                if served:
+                    done += served
+                    if done == max_tasks:
+                        return False
+                    leave_ns = 0
             if claimed is not None:
                 self.execute(*claimed)
                 del claimed
@@ -181,6 +191,7 @@ class _Worker:
             if any(_identity(fd) != file for fd, file in self.files.items()):
                 self.results.put(task, first, frames.RETURNED, 0, b"")
                 raise _Crippled from None
+            self.head = None
             self.results.put(task, first, frames.UNDECODABLE, 0, dump_failure(error))
             self.tasks.done(self.index, 0, 0)
             self.tasks.notify()
@@ -202,6 +213,7 @@ class _Worker:
             self.tasks.done(self.index, took, len(payload) - first)
         else:
             self.run_call(task, function, *payload)
+        self.head = frame[: frames.HEADER.size] if flags == frames.CALL and not tries else None
         self.tasks.notify()
 
     def run_call(self, task: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

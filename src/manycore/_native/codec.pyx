@@ -70,17 +70,21 @@ def pack(object value, bint arrays_only=False):
     return mc_pack(value, arrays_only)
 
 
-def unpack(data):
-    """The value that `pack` made these bytes of; its arrays have memory of their own.
+def unpack(data, Py_ssize_t start=0):
+    """The value that `pack` made these bytes of, from `start` on; its arrays have memory of their own.
 
     Raises:
         EOFError: The bytes are damaged.
     """
     cdef Py_buffer view
     if type(data) is bytes:
-        return mc_unpack(<const unsigned char *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        if not 0 <= start < PyBytes_GET_SIZE(data):
+            raise EOFError("a packed message is empty")
+        return mc_unpack(<const unsigned char *>PyBytes_AS_STRING(data) + start, PyBytes_GET_SIZE(data) - start)
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
-        return mc_unpack(<const unsigned char *>view.buf, view.len)
+        if not 0 <= start < view.len:
+            raise EOFError("a packed message is empty")
+        return mc_unpack(<const unsigned char *>view.buf + start, view.len - start)
     finally:
         PyBuffer_Release(&view)

@@ -22,7 +22,7 @@ cdef class ResultRing:
     cdef mc_results *results
     cdef object buffer
     cdef TaskRing bell
-    cdef readonly uint64_t taken_bytes
+    cdef public uint64_t taken_bytes
 
     def __cinit__(self, uint8_t[::1] buffer, bint create=False, TaskRing bell=None):
         cdef uint64_t capacity = 4096
@@ -37,6 +37,10 @@ cdef class ResultRing:
         elif not mc_results_valid(self.results, buffer.shape[0]):
             raise ValueError("this memory holds no result ring of this version of manycore")
         self.buffer = buffer
+
+    def address(self):
+        """Where it is, for another extension; good as long as this object is."""
+        return <uintptr_t>self.results
 
     cdef mc_record *reserve(self, uint32_t length) except NULL:
         cdef uint32_t size = (<uint32_t>sizeof(mc_record) + length + 7) & ~<uint32_t>7
@@ -179,6 +183,54 @@ cdef class ResultRing:
     def empty(self):
         """Whether nothing waits."""
         return mc_results_empty(self.results)
+
+    def serve(self, TaskRing tasks, unsigned worker, bytes head, function, Py_ssize_t most, raised, pickled):
+        """Claim tasks and run them, as long as they are calls of one function with packed arguments.
+
+        Args:
+            tasks: Where they come from.
+            worker: The worker's index.
+            head: What the frame of each begins with; the packed arguments follow.
+            function: The function that `head` names.
+            most: How many at the most.
+            raised: Called with (task, item, took_ns, error) for one that raised; puts its record.
+            pickled: Called with (task, item, took_ns, result) for a result that is not plain; puts its record.
+
+        Returns:
+            (how many were run, the claimed task that came after them and is another's to run, or None).
+        """
+        cdef mc_page *page = tasks.page(worker)
+        cdef Py_ssize_t done = 0, length = PyBytes_GET_SIZE(head)
+        cdef int64_t started, took
+        cdef const uint8_t *frame
+        while done < most:
+            claimed = tasks.claim(worker)
+            if claimed is None:
+                return done, None
+            number, tries, flags, data = claimed
+            frame = <const uint8_t *>PyBytes_AS_STRING(data)
+            if (flags or tries or PyBytes_GET_SIZE(data) <= length or frame[length] != PACKED
+                    or memcmp(frame, PyBytes_AS_STRING(head), length) != 0):
+                return done, claimed
+            try:
+                args, kwargs = unpack(data, length)
+            except BaseException:  # who runs it decodes it again, and tells
+                return done, claimed
+            started = tasks.begin(worker, 0)
+            try:
+                result = PyObject_Call(function, args, <PyObject *>kwargs if kwargs else NULL)
+            except BaseException as error:  # also SystemExit: it is the task that ends, not the worker
+                took = mc_now_ns() - started
+                raised(number, 0, took, error)
+            else:
+                took = mc_now_ns() - started
+                if not self.put_plain(number, 0, took, result):
+                    pickled(number, 0, took, result)
+            tasks.done(worker, took, 1)
+            tasks.notify()
+            claimed = data = args = kwargs = result = None  # nothing of a task is kept until the next one comes
+            done += 1
+        return done, None
 
     def take(self, list records, Py_ssize_t most=4096):
         """Append what waits to `records`, at most `most` of it; returns how many records were read.

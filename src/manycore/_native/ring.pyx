@@ -3,15 +3,19 @@
 
 import threading
 
+from manycore._native.codec import PACKED_MARK, unpack
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.float cimport PyFloat_AS_DOUBLE
+from cpython.object cimport PyObject
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from "Python.h":
+    object PyObject_Call(object function, object args, PyObject *kwargs)
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
 
@@ -128,6 +132,8 @@ cdef enum:
     KIND_STR = 6
     KIND_BYTES = 7
     KIND_LAST = 7
+
+cdef uint8_t PACKED = PACKED_MARK   # the first byte of packed arguments
 
 DECODING = 0xffffffffffffffff       # a page's item while the worker still unpickles the task
 MORE = 1                            # flag of a record: the payload goes on in the next one

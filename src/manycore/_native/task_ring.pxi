@@ -46,6 +46,10 @@ cdef class TaskRing:
         """The bytes that a ring of `slots` slots takes."""
         return mc_tasks_bytes(slots)
 
+    def address(self):
+        """Where it is, for another extension; good as long as this object is."""
+        return <uintptr_t>self.tasks
+
     cdef mc_page *page(self, unsigned worker) except NULL:
         if worker >= MC_WORKERS_MAX:
             raise ValueError(f"worker {worker} is not below {MC_WORKERS_MAX}")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from manycore import Certificate, PoisonTask, TaskTimeout, WorkerDied
+from manycore._engine.calls import Task
 from manycore._engine.death import death_error, shorten
 from manycore._engine.orders import Failed
 from manycore._engine.policy import Policy
-from manycore._engine.task import Task
 
 
 class Rude:
