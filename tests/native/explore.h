@@ -76,7 +76,8 @@ static struct {
 
 /* For structures whose sleeps are bounded: called when nobody can go on; true when that changed. And their clock. */
 static bool (*ex_stuck)(void);
-static int64_t ex_now_s = 1000;
+#define EX_FIRST_S 1000
+static int64_t ex_now_s = EX_FIRST_S;
 
 static void ex_note(const char *text, int party) {
     int n = snprintf(ex.trail + ex.trail_length, sizeof ex.trail - ex.trail_length, " %s%d", text, party);
@@ -306,6 +307,7 @@ static void ex_run(void) {
     ex.trail_length = 0;
     ex.trail[0] = '\0';
     ex.current = -1;
+    ex_now_s = EX_FIRST_S; /* or no state would be met again in the next run */
     s->begin();
     for (int i = 0; i < s->parties; i++) {
         if (ex.stack[i] == NULL) ex.stack[i] = malloc(EXPLORE_STACK);
