@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from manycore._engine.local import Engine, Settings, Stats
     from manycore._engine.mapping import MapOptions, MapRun
     from manycore._engine.policy import Policy
-    from manycore._engine.results import MapIterator
+    from manycore._engine.results import MapIterator, reporter_of
 
 __all__ = [
     "ALL_COMPLETED",
@@ -70,6 +70,7 @@ _ENGINE: dict[str, str] = {
     "Policy": "policy",
     "Settings": "local",
     "Stats": "local",
+    "reporter_of": "results",
 }
 
 
@@ -269,6 +270,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        progress: Any = None,
     ) -> Iterator[T]:
         """`map(fn, *iterables)`, in the workers; an iterator of the results in the input's order, also for `async for`.
 
@@ -278,6 +280,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             timeout: Seconds from this call on after which the iterator raises TimeoutError.
             chunksize: Items that travel together; 1 = measured while it runs.
             buffersize: Read only as many items ahead of the consumer.
+            progress: True for a progress bar, or a callable that is told; None for neither.
 
         Raises:
             TimeoutError: From the iterator: the next result was not there in time.
@@ -302,6 +305,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             policy=self._policy,
         )
         run = MapRun(self._engine, fn, iter(items) if lazy else list(items), options)
+        run.reporter = reporter_of(progress, run.total, self._engine)
         run.start()
         return MapIterator(_results(run, deadline), run, deadline)
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from manycore._engine import bring, here
 from manycore._engine.settings import start_method_of
 from manycore._launch.machine import automatic_workers
-from manycore.pool import Pool, check, reporting
+from manycore.pool import Pool, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from manycore._engine.mapping import MapOptions
     from manycore._engine.policy import make_policy
-    from manycore._engine.results import IMapIterator, OnError, gather
+    from manycore._engine.results import IMapIterator, OnError, gather, reporter_of
 
 __all__ = ["imap", "map"]
 
@@ -27,6 +27,7 @@ _ENGINE: dict[str, str] = {
     "MapOptions": "mapping",
     "gather": "results",
     "make_policy": "policy",
+    "reporter_of": "results",
 }
 
 
@@ -95,9 +96,7 @@ def map(
         return []
     size = _fitting(workers, len(items))
     with Pool(size, initializer, initargs, finalizer=finalizer) as pool:
-        run = pool._run(function, items, options)
-        with reporting(progress, len(items), pool._engine) as advance:
-            results = gather(run, on_error, advance)
+        results = gather(pool._run(function, items, options, progress), on_error)
         pool.close()
         pool.join()
         return results
@@ -187,5 +186,7 @@ def _stream(
     progress: Any,
     total: int | None,
 ) -> Iterator[Any]:
-    with make_pool() as pool, reporting(progress, total, pool._engine) as advance:
-        yield from IMapIterator(pool._run(function, items, options), on_error, advance)
+    with make_pool() as pool:
+        run = pool._run(function, items, options, None)
+        run.reporter = reporter_of(progress, total, pool._engine)
+        yield from IMapIterator(run, on_error)

@@ -12,7 +12,6 @@ sent by value; no chunk size need be guessed; what cannot be pickled fails where
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
@@ -28,10 +27,20 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from manycore._engine.background import BackgroundRun
     from manycore._engine.local import Engine, Settings, Stats
-    from manycore._engine.mapping import BackgroundRun, Failure, MapOptions, MapRun, Outcome
+    from manycore._engine.mapping import Failure, MapOptions, MapRun, Outcome
     from manycore._engine.policy import Policy
-    from manycore._engine.results import AsyncResult, Callbacks, IMapIterator, MapResult, OnError, gather, outcomes
+    from manycore._engine.results import (
+        AsyncResult,
+        Callbacks,
+        IMapIterator,
+        MapResult,
+        OnError,
+        gather,
+        outcomes,
+        reporter_of,
+    )
 
 __all__ = [
     "AsyncResult",
@@ -51,7 +60,7 @@ _ON_ERROR = ("raise", "collect", "skip")
 # What this module has of the engine: each name once it is asked for, all once there is a pool (`bring`).
 _ENGINE: dict[str, str] = {
     "AsyncResult": "results",
-    "BackgroundRun": "mapping",
+    "BackgroundRun": "background",
     "Callbacks": "results",
     "Engine": "local",
     "Failure": "mapping",
@@ -65,6 +74,7 @@ _ENGINE: dict[str, str] = {
     "Stats": "local",
     "gather": "results",
     "outcomes": "results",
+    "reporter_of": "results",
 }
 
 
@@ -354,9 +364,11 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: Any = None,
     ) -> MapResult[T]:
         """As `map`, returning at once; `callback` gets the list, `error_callback` the error."""
-        return self._collect_later(func, iterable, False, chunksize, callback, error_callback)
+        return self._collect_later(func, iterable, False, chunksize, callback, error_callback, progress)
 
     def starmap_async(
         self,
@@ -365,9 +377,11 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: Any = None,
     ) -> MapResult[T]:
         """As `starmap`, returning at once; `callback` gets the list, `error_callback` the error."""
-        return self._collect_later(func, iterable, True, chunksize, callback, error_callback)
+        return self._collect_later(func, iterable, True, chunksize, callback, error_callback, progress)
 
     def imap(
         self,
@@ -379,6 +393,7 @@ class Pool:
         retries: int = 0,
         on_error: OnError = "raise",
         buffersize: int = 0,
+        progress: Any = None,
     ) -> IMapIterator:
         """Results in the input's order, as an iterator that reads the input only as far ahead as is useful.
 
@@ -390,6 +405,7 @@ class Pool:
             retries: How often a failed item is tried again.
             on_error: What a failed item does: "raise" its error (the iterator can go on), "collect", or "skip".
             buffersize: Items read ahead of the consumer; 0 = what keeps the workers busy.
+            progress: True for a progress bar, or a callable that is told; None for neither.
         """
         options = MapOptions(
             ordered=True,
@@ -398,7 +414,7 @@ class Pool:
             window=buffersize,
             policy=self._promise(timeout, retries),
         )
-        return IMapIterator(self._run(func, iterable, options), check(on_error))
+        return IMapIterator(self._run(func, iterable, options, progress), check(on_error))
 
     def imap_unordered(
         self,
@@ -410,6 +426,7 @@ class Pool:
         retries: int = 0,
         on_error: OnError = "raise",
         buffersize: int = 0,
+        progress: Any = None,
     ) -> IMapIterator:
         """As `imap`, in the order in which the results come."""
         options = MapOptions(
@@ -419,7 +436,7 @@ class Pool:
             window=buffersize,
             policy=self._promise(timeout, retries),
         )
-        return IMapIterator(self._run(func, iterable, options), check(on_error))
+        return IMapIterator(self._run(func, iterable, options, progress), check(on_error))
 
     def outcomes(
         self,
@@ -431,6 +448,7 @@ class Pool:
         retries: int = 0,
         chunksize: int | None = None,
         buffersize: int = 0,
+        progress: Any = None,
     ) -> Iterator[Outcome]:
         """What became of each item, as an iterator that never raises for a task's failure.
 
@@ -443,14 +461,15 @@ class Pool:
             window=buffersize,
             policy=self._promise(timeout, retries),
         )
-        run = self._run(func, iterable, options)
+        run = self._run(func, iterable, options, progress)
         run.start()
         return outcomes(run)
 
-    def _run(self, func: Callable[..., Any], iterable: Iterable[Any], options: MapOptions) -> MapRun:
+    def _run(self, func: Callable[..., Any], iterable: Iterable[Any], options: MapOptions, progress: Any) -> MapRun:
         self._engine.check_open()
         run = MapRun(self._engine, func, iterable, options)
         run.keeper = self
+        run.reporter = reporter_of(progress, run.total, self._engine)
         return run
 
     def _collect(
@@ -466,9 +485,8 @@ class Pool:
     ) -> list[Any]:
         check(on_error)
         options = MapOptions(star=star, chunksize=chunksize or 0, policy=self._promise(timeout, retries))
-        run = self._run(func, iterable, options)
-        with reporting(progress, run.total, self._engine) as advance:
-            return gather(run, on_error, advance)
+        run = self._run(func, iterable, options, progress)
+        return gather(run, on_error)
 
     def _collect_later(
         self,
@@ -478,6 +496,7 @@ class Pool:
         chunksize: int | None,
         callback: Callable[[Any], object] | None,
         error_callback: Callable[[BaseException], object] | None,
+        progress: Any,
     ) -> MapResult[Any]:
         self._engine.check_open()
         future: MapResult[Any] = MapResult(self._engine)
@@ -494,6 +513,7 @@ class Pool:
         run = BackgroundRun(self._engine, func, iterable, options, finish)
         future._run = run
         run.keeper = self
+        run.reporter = reporter_of(progress, run.total, self._engine)
         run.start()
         return future
 
@@ -554,14 +574,3 @@ def check(on_error: OnError) -> OnError:
     if on_error not in _ON_ERROR:
         raise ValueError(f"on_error must be 'raise', 'collect' or 'skip', not {on_error!r}")
     return on_error
-
-
-@contextlib.contextmanager
-def reporting(progress: Any, total: int | None, engine: Engine) -> Iterator[Callable[[int, int], object] | None]:
-    """The function that is told of progress, while the block runs."""
-    if not progress:
-        yield None
-        return
-    start_progress = import_module("manycore._observe.progress").start_progress  # most maps show none
-    with start_progress(progress, total=total, status=engine.load) as reporter:
-        yield reporter.advance

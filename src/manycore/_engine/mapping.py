@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from manycore._engine.local import Engine
     from manycore._engine.policy import Policy
 
-__all__ = ["BackgroundRun", "Block", "Failure", "MapOptions", "MapRun", "Outcome"]
+__all__ = ["Block", "Failure", "MapOptions", "MapRun", "Outcome"]
 
 CHUNK_NS: Final = 2_000_000  # work in a chunk: a hundred times what sending it costs, and short enough to balance
 CHUNK_BYTES: Final = 1 << 16  # bytes of pickled items in a chunk, so that few large items are ahead of the consumer
@@ -203,6 +203,7 @@ class MapRun:
         self._abandoned = False
         self._reading = threading.Lock()  # held while the input is read; nobody waits for it
         self._unbounded = False  # the pool is being joined: nothing is gained by reading late
+        self.reporter: Any = None  # is told what the consumer has got; see _observe/progress.py
         self.keeper: object = None  # the pool, which must not end before this run does
         self._rest: Iterator[Outcome] = iter(())
         self._listener: Callable[[], object] | None = None  # an event loop's: called when there are news
@@ -489,6 +490,7 @@ class MapRun:
             self.advance()
         if not self._available():
             if self._is_given():
+                self._end_report()
                 self.forget()
                 error, self._reading_error = self._reading_error, None
                 if error is not None:
@@ -502,8 +504,19 @@ class MapRun:
             block = self._pop()
         if block is None:
             raise self._error or PoolClosed("this map was abandoned")
-        self._yielded += len(block.items)
+        self._count(block)
         return block
+
+    def _count(self, block: Block) -> None:
+        """The block is its consumer's."""
+        self._yielded += len(block.items)
+        if self.reporter is not None:
+            self.reporter.advance(len(block.items), block.status not in (None, frames.OK))
+
+    def _end_report(self) -> None:
+        reporter, self.reporter = self.reporter, None
+        if reporter is not None:
+            reporter.close()
 
     def _pop(self) -> Block | None:
         if self._options.ordered:
@@ -538,6 +551,7 @@ class MapRun:
 
     def abandon(self) -> None:
         """Read and send nothing more; take back what no worker has begun."""
+        self._end_report()
         self.forget()
         self._engine.drop(list(self._in_flight))
 
@@ -547,64 +561,9 @@ class MapRun:
         self._source = None
         self._supply.clear()
         self.keeper = None
+        if self.reporter is not None:
+            self.reporter.drop()
         self._engine.discharge(self)
 
     def __del__(self) -> None:
         self._engine.discharge(self)
-
-
-class BackgroundRun(MapRun):
-    """A map call that nobody consumes while it runs.
-
-    Args:
-        finish: Called once, without locks: with the list of the results, or with the first error in the input's order.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        function: Callable[..., Any],
-        items: Iterable[Any],
-        options: MapOptions,
-        finish: Callable[[list[Any], BaseException | None], object],
-    ) -> None:
-        super().__init__(engine, function, items, options)
-        self._finish = finish
-        self._results: list[Any] = []
-        self._over = False
-
-    def _put(self, task: Task | None, block: Block) -> Callable[[], object] | None:
-        super()._put(task, block)
-        return self.advance
-
-    def _step(self) -> None:
-        super()._step()
-        while not self._over:
-            with self._condition:
-                block = self._pop()
-            if block is None:
-                if self._all_sent() and self._yielded == self._sent:
-                    self._end(None)
-                return
-            self._yielded += len(block.items)
-            if block.status is None:
-                self._results += block.values
-                continue
-            for outcome in self.outcomes(block):
-                if outcome.error is not None:
-                    self._end(outcome.error)
-                    return
-                self._results.append(outcome.result)
-
-    def _is_over(self) -> bool:
-        return self._over
-
-    def _give_up(self, error: BaseException) -> None:
-        super()._give_up(error)
-        self._end(error)
-
-    def _end(self, error: BaseException | None) -> None:
-        if not self._over:
-            self._over = True
-            self._finish(self._results, error)
-            self.abandon()

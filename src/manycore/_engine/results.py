@@ -16,13 +16,26 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from manycore import errors
 from manycore._engine.future import Future
-from manycore._engine.mapping import BackgroundRun, Failure, MapRun, Outcome
+from manycore._engine.mapping import Failure, MapRun, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-__all__ = ["AsyncResult", "Callbacks", "IMapIterator", "MapIterator", "MapResult", "OnError", "gather", "outcomes"]
+    from manycore._engine.background import BackgroundRun
+    from manycore._engine.local import Engine
+
+__all__ = [
+    "AsyncResult",
+    "Callbacks",
+    "IMapIterator",
+    "MapIterator",
+    "MapResult",
+    "OnError",
+    "gather",
+    "outcomes",
+    "reporter_of",
+]
 
 T = TypeVar("T")
 OnError = Literal["raise", "collect", "skip"]
@@ -97,10 +110,9 @@ class IMapIterator:
     An iterator that is dropped reads no more of the input and sends nothing more.
     """
 
-    def __init__(self, run: MapRun, on_error: OnError, advance: Callable[[int, int], object] | None = None) -> None:
+    def __init__(self, run: MapRun, on_error: OnError) -> None:
         self._run = run
         self._on_error = on_error
-        self._advance = advance
         run.start()
 
     def __iter__(self) -> Self:
@@ -131,8 +143,6 @@ class IMapIterator:
 
     def _give(self, outcome: Outcome) -> tuple[Any, bool]:
         """What to give for an outcome, and whether to give anything."""
-        if self._advance is not None:
-            self._advance(1, outcome.error is not None)
         if outcome.error is None:
             return outcome.result, True
         if self._on_error == "raise":
@@ -240,19 +250,15 @@ def outcomes(run: MapRun) -> Iterator[Outcome]:
         run.forget()
 
 
-def gather(run: MapRun, on_error: OnError, advance: Callable[[int, int], object] | None) -> list[Any]:
+def gather(run: MapRun, on_error: OnError) -> list[Any]:
     """All results of a run, in order."""
     results: list[Any] = []
     try:
         while (block := run.next_block()) is not None:
             if block.status is None:
                 results += block.values
-                if advance is not None:
-                    advance(len(block.values), 0)
                 continue
             for outcome in run.outcomes(block):
-                if advance is not None:
-                    advance(1, outcome.error is not None)
                 if outcome.error is None:
                     results.append(outcome.result)
                 elif on_error == "raise":
@@ -263,3 +269,11 @@ def gather(run: MapRun, on_error: OnError, advance: Callable[[int, int], object]
         run.abandon()
         raise
     return results
+
+
+def reporter_of(progress: Any, total: int | None, engine: Engine) -> Any:
+    """What is told of a map's progress; None where nobody is to be."""
+    if not progress:
+        return None
+    start_progress = import_module("manycore._observe.progress").start_progress  # most maps show none
+    return start_progress(progress, total=total, status=engine.load)

@@ -157,6 +157,11 @@ class Reporter:
         else:
             yield
 
+    def drop(self) -> None:
+        """Let the display end by itself; for a finalizer, so nobody is waited for or called."""
+        self._closed = True
+        self._stop.set()
+
     def close(self) -> None:
         """Show the end, and end the reporter's thread. Closing twice is nothing."""
         if self._closed:
