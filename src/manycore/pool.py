@@ -465,7 +465,9 @@ class Pool:
         run.start()
         return outcomes(run)
 
-    def _run(self, func: Callable[..., Any], iterable: Iterable[Any], options: MapOptions, progress: Any) -> MapRun:
+    def _run(
+        self, func: Callable[..., Any], iterable: Iterable[Any], options: MapOptions, progress: Any = None
+    ) -> MapRun:
         self._engine.check_open()
         run = MapRun(self._engine, func, iterable, options)
         run.keeper = self

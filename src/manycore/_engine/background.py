@@ -12,9 +12,9 @@ from manycore._engine.mapping import MapRun
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from manycore._engine.calls import Task
     from manycore._engine.local import Engine
     from manycore._engine.mapping import Block, MapOptions
-    from manycore._engine.task import Task
 
 __all__ = ["BackgroundRun"]
 
