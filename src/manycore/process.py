@@ -22,7 +22,7 @@ from manycore._launch.outcome import Outcome
 TYPE_CHECKING = False  # every process imports this module, so it imports little itself
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+    from typing import Any, TextIO
 
     from manycore._launch import Certificate
     from manycore._launch.last_words import LastWords
@@ -238,13 +238,17 @@ class BaseProcess(_std.BaseProcess):
             stacks.install()
             if self._words is not None:
                 self._words.listen()
-        run = self.run
-        self.run = lambda: self._run(run)  # type: ignore[method-assign]
+        run, stdin = self.run, sys.stdin
+        if self._method == "zygote":  # whose children have /dev/null for it already
+            sys.stdin = None
+        self.run = lambda: self._run(run, stdin)  # type: ignore[method-assign]
         code: int = super()._bootstrap(parent_sentinel)  # type: ignore[misc]
         return code
 
-    def _run(self, run: Callable[[], object]) -> None:
+    def _run(self, run: Callable[[], object], stdin: TextIO) -> None:
         del self.run  # the user's own again
+        if sys.stdin is None:
+            sys.stdin = stdin
         if self._settings is not None:
             self._settings.apply()
         outcome = self._outcome

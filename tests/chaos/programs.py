@@ -48,6 +48,7 @@ def run(
     method: str = "zygote",
     prefix: Sequence[str] = (),
     traceback: bool = False,
+    limit: float = LIMIT_S,
     **options: object,
 ) -> str:
     """The output of a program, which must succeed."""
@@ -58,7 +59,7 @@ def run(
         [*prefix, sys.executable, "-X", "faulthandler", str(program), method],
         stdout=subprocess.PIPE,
         text=True,
-        timeout=LIMIT_S,
+        timeout=limit,
         check=False,
         **{"stderr": subprocess.PIPE, **options},  # type: ignore[call-overload]
     )

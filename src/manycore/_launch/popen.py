@@ -15,8 +15,8 @@ Unlike multiprocessing: the sentinel is a pidfd and not the end of a pipe, which
 from __future__ import annotations
 
 import errno
+import marshal
 import os
-import pickle
 import select
 import signal
 import sys
@@ -40,6 +40,7 @@ __all__ = ["ForkPopen", "ForkServerPopen", "SpawnPopen", "ZygotePopen"]
 
 UNKNOWN_EXIT_CODE = 255  # what multiprocessing says of a child whose exit code nobody could learn
 _ENTRY = "manycore._launch.bootstrap:main"
+_SERVER_ENDS_S = 2.0  # for a fork server that takes no more requests
 _REAP_GRACE_S = 0.2  # for whoever reaps a child that is not ours
 
 
@@ -77,7 +78,7 @@ class ZygotePopen:
             fds = [parent, *self._fds] if tracker is None else [parent, tracker, *self._fds]
             launcher.run_first_at_exit()
             launcher.preload(*_own_modules(type(process_obj)))
-            head = pickle.dumps({**_preparation(process_obj), "tracker": tracker is not None})
+            head = marshal.dumps({**_preparation(process_obj), "tracker": tracker is not None})
             payload = len(head).to_bytes(4, "little") + head + body
             on_death = process_obj._on_death
             on_exit: Any = None if on_death is None else lambda _: on_death(process_obj)
@@ -143,7 +144,7 @@ def _own_modules(cls: type) -> list[str]:
 def _preparation(process_obj: BaseProcess) -> dict[str, Any]:
     logger = util._logger  # type: ignore[attr-defined]
     return {
-        "name": process_obj.name,
+        "name": str(process_obj.name),
         "authkey": bytes(process.current_process().authkey),
         "log_to_stderr": util._log_to_stderr,  # type: ignore[attr-defined]
         "log_level": None if logger is None else logger.getEffectiveLevel(),
@@ -348,13 +349,29 @@ def _forget_forkserver() -> None:
 os.register_at_fork(after_in_child=_forget_forkserver)
 
 
+def _wait_for_end(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    poller.poll(_SERVER_ENDS_S * 1000)
+    os.close(pidfd)
+
+
 class ForkServerPopen(_Watched, popen_forkserver.Popen):
     """The standard "forkserver", whose server reports exit codes through a pipe."""
 
     def _launch(self, process_obj: BaseProcess) -> None:
         self._prepare(process_obj)
         try:
-            super()._launch(process_obj)  # type: ignore[misc]
+            try:
+                super()._launch(process_obj)  # type: ignore[misc]
+            except ConnectionRefusedError:  # a server that is about to end, as it does when a fork fails
+                _wait_for_end(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+                self._fds: list[int] = []
+                super()._launch(process_obj)  # type: ignore[misc]
         except (EOFError, ConnectionError, BlockingIOError) as error:
             problem = f"the fork server could not start the process: {str(error) or 'no answer'}"
             raise errors.LaunchError(errno.EAGAIN, problem) from error
