@@ -283,6 +283,34 @@ class TestZygoteDies:
             assert {ended(child).exitcode for child in children} <= {8, None}
 
 
+    def test_a_process_that_runs_is_not_started_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where a zygote dies with requests unread, the kernel tells its parent of a reset before what it had sent."""
+        monkeypatch.setattr(launcher_module, "_DRAIN_S", 60.0)
+        assert ended(launch(HERE + "exit_with", b"0")).exitcode == 0
+        launcher = launcher_module.current()
+        zygote = launcher._zygote
+        assert zygote is not None
+        reads = threading.Event()
+        receive = launcher._receive
+        monkeypatch.setattr(launcher, "_receive", lambda *them: reads.is_set() and receive(*them))
+        read, write = os.pipe()
+        first = launch(HERE + "echo", b"ran", [write])
+        os.close(write)
+        assert os.read(read, 3) == b"ran"  # so STARTED is on its way, and nobody has read it
+        os.kill(zygote.pid, signal.SIGSTOP)
+        os.waitid(os.P_PIDFD, zygote.pidfd, os.WSTOPPED | os.WNOWAIT)
+        second = launch(HERE + "exit_with", b"6")
+        pidfd = os.dup(zygote.pidfd)
+        os.kill(zygote.pid, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+        os.close(pidfd)
+        reads.set()
+        assert ended(second).exitcode == 6
+        assert ended(first).exitcode in {0, None}
+        assert os.read(read, 3) == b""
+        os.close(read)
+
+
 def test_fork_of_the_parent_starts_a_zygote_of_its_own() -> None:
     assert ended(launch(HERE + "exit_with", b"0")).exitcode == 0
     pid = os.fork()

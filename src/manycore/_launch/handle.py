@@ -15,7 +15,17 @@ from manycore._launch import interpreter, wire
 if TYPE_CHECKING:
     from manycore._launch.child import Child
 
-__all__ = ["Request", "Zygote", "high", "is_stopped", "memfd", "standard"]
+__all__ = [
+    "Request",
+    "Zygote",
+    "ended_fd",
+    "high",
+    "is_stopped",
+    "launch_error",
+    "memfd",
+    "standard",
+    "warn_of_preload",
+]
 
 _LOWEST_FD = 10  # ours stay clear of the numbers that programs use by number
 
@@ -189,3 +199,30 @@ def is_stopped(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] in {b"T", b"t"}
     except OSError:
         return False
+
+
+def launch_error(text: str, number: int | None) -> OSError:
+    """What a launch that failed raises."""
+    from manycore.errors import LaunchError
+
+    return LaunchError(number, text)
+
+
+def ended_fd() -> int:
+    """A descriptor that is ready to read for ever, as the pidfd of a process that has ended."""
+    try:
+        return os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError:
+        return -1
+
+
+def warn_of_preload(module: str, text: str) -> None:
+    """Say that a module was not imported in the zygote."""
+    import warnings
+
+    from manycore.errors import ManycoreWarning
+
+    try:
+        warnings.warn(f"cannot preload {module}: {text}", ManycoreWarning, stacklevel=2)
+    except ManycoreWarning:  # warnings are errors, and there is no caller to raise it in
+        sys.excepthook(*sys.exc_info())

@@ -39,7 +39,17 @@ from typing import Any
 from manycore._launch import oom, wire
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import Child, bury, exit_code_from_kernel
-from manycore._launch.handle import Request, Zygote, high, is_stopped, memfd, standard
+from manycore._launch.handle import (
+    Request,
+    Zygote,
+    ended_fd,
+    high,
+    is_stopped,
+    launch_error,
+    memfd,
+    standard,
+    warn_of_preload,
+)
 from manycore._memory import keeper
 
 _REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
@@ -115,7 +125,7 @@ class Launcher:
                 self._ensure_zygote()
             except OSError as error:
                 request.close()
-                raise _launch_error(f"no zygote can be started: {error}", error.errno) from error
+                raise launch_error(f"no zygote can be started: {error}", error.errno) from error
             self._next_id += 1
             self._children[child.launch_id] = child
             self._requests[child.launch_id] = request
@@ -335,6 +345,8 @@ class Launcher:
                 )
             except BlockingIOError:
                 return False
+            except ConnectionResetError:  # it left requests unread; what it had sent comes behind this error
+                continue
             except OSError:
                 return True
             if not record:
@@ -349,12 +361,12 @@ class Launcher:
             elif report[0] == wire.EXITED:
                 self._exited(report, calls)
             elif report[0] == wire.FAILED:
-                self._fail(report[1], _launch_error(report[3], report[2]), calls)
+                self._fail(report[1], launch_error(report[3], report[2]), calls)
             elif report[0] == wire.PRELOAD_FAILED:
                 if report[1] in self._preloads:  # no zygote need try again
                     self._preloads.remove(report[1])
                 self._deaths = 0  # should this one end itself for that, it is no fault of the rest
-                self._warn_of_preload(report[1], report[2])
+                warn_of_preload(report[1], report[2])
 
     def _started(self, launch_id: int, pid: int, pidfd: int) -> None:
         self._deaths = self._kills = 0
@@ -381,7 +393,7 @@ class Launcher:
             return
         if not child._started.is_set():
             self._forget_request(launch_id)
-            child._set_started(pid, _ended_fd())
+            child._set_started(pid, ended_fd())
         code = os.waitstatus_to_exitcode(status)
         oom = self._oom_of(child, code)
         self._finish(child, Certificate(pid, child.title, code, user, system, peak, wall, oom, text or None), calls)
@@ -431,7 +443,7 @@ class Launcher:
         else:
             self._deaths += 1
             if self._deaths > 1 and self._preloads:  # it may be what it imports
-                self._warn_of_preload(", ".join(self._preloads), "the zygote died twice")
+                warn_of_preload(", ".join(self._preloads), "the zygote died twice")
                 self._preloads.clear()
         self._waiting = deque(self._requests[launch_id] for launch_id in sorted(self._requests))
         for child in self._by_pidfd.values():  # at the latest now, for the zygote will not report
@@ -452,35 +464,7 @@ class Launcher:
         self._deaths = self._kills = 0
         self._waiting.clear()
         for launch_id in list(self._requests):
-            self._fail(launch_id, _launch_error(problem, errno.ECHILD), calls)
-
-    @staticmethod
-    def _warn_of_preload(module: str, text: str) -> None:
-        import warnings
-
-        from manycore.errors import ManycoreWarning
-
-        try:
-            warnings.warn(f"cannot preload {module}: {text}", ManycoreWarning, stacklevel=2)
-        except ManycoreWarning:  # warnings are errors, and there is no caller to raise it in
-            sys.excepthook(*sys.exc_info())
-
-
-# -- helpers ------------------------------------------------------------------------------------------------
-
-
-def _launch_error(text: str, number: int | None) -> OSError:
-    from manycore.errors import LaunchError
-
-    return LaunchError(number, text)
-
-
-def _ended_fd() -> int:
-    """A descriptor that is ready to read for ever, as the pidfd of a process that has ended."""
-    try:
-        return os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    except OSError:
-        return -1
+            self._fail(launch_id, launch_error(problem, errno.ECHILD), calls)
 
 
 # -- the one of this process --------------------------------------------------------------------------------
