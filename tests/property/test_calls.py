@@ -151,7 +151,7 @@ def add(number: int) -> int:
 
 captured = 5
 FUNCTIONS: list[Any] = [add, len, lambda number: number + captured]
-ARGUMENTS: list[Any] = [1, "a", "b" * 600, [1, 2], np.arange(100), object, 2**70]
+ARGUMENTS: list[Any] = [1, "a", "b" * 600, [1, 2], np.arange(100), object, 2**70, np.arange(20000)]
 STEPS = st.one_of(
     st.tuples(st.just("send"), st.integers(0, 2), st.integers(0, len(ARGUMENTS) - 1), st.sampled_from([None, 0, 1])),
     st.tuples(

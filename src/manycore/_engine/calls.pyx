@@ -5,8 +5,8 @@
     settle        results that need no pickle, at the head of a worker's ring -> their futures
     Call          the state of a future: what `result()` reads when it is there
 
-A call is plain when it has no policy, its arguments are packed (`_native/codec.pack`) into a slot's room, and nothing
-in the queue has a priority. A result is settled here when it belongs to such a call, and its future has no condition,
+A call is plain when it has no policy, its arguments are packed (`_native/codec.pack`) into a slot's room or one block
+of the arena, and nothing in the queue has a priority. A result is settled here when it belongs to such a call, and its future has no condition,
 which it has once somebody waits for it in another way than `result()`, or wants to be called back. All else takes the
 way through `outbox.py`, `dispatch.py`, `settlement.py` and `future.py`, which is right for everything: nothing here
 decides what these would decide otherwise, and what is here can be taken out.
@@ -30,7 +30,8 @@ cimport cython
 
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 
-from manycore._engine.frames import HEADER, OK
+from manycore._engine.cargo import Manifest
+from manycore._engine.frames import HEADER, OK, PACKED
 from manycore._engine.task import TaskState
 from manycore._native.codec import pack
 from manycore._native.ring import INLINE_BYTES
@@ -79,9 +80,11 @@ cdef object _QUEUED = TaskState.QUEUED
 cdef object _PUBLISHED = TaskState.PUBLISHED
 cdef object _DONE = TaskState.DONE
 cdef object _pack = pack
+cdef type _MANIFEST = Manifest
 cdef type _FUNCTION = FunctionType
 cdef type _BUILTIN = BuiltinFunctionType
 cdef uint8_t _OK = OK
+cdef uint32_t _PACKED = PACKED
 cdef Py_ssize_t _ROOM = INLINE_BYTES - HEADER.size  # for a payload in a slot
 
 
@@ -252,17 +255,18 @@ cdef class Line:
         return self._functions.get(function)
 
     cdef int64_t _post(self, Task task) except -2:
-        """Publish a queued task whose payload is in its frame; returns its ticket, -1 when the ring is full."""
+        """Publish a queued plain call; returns its ticket, -1 when the ring is full."""
         cdef bytes head = task.function.head
-        cdef bytes payload = task.payload
+        cdef bint packed = type(task.payload) is _MANIFEST
+        cdef bytes payload = task.payload.data if packed else task.payload
         cdef int64_t ticket = mc_publish(
-            self._ring, task.id, 0, 0, PyBytes_AS_STRING(head), <uint32_t>PyBytes_GET_SIZE(head),
+            self._ring, task.id, 0, _PACKED if packed else 0, PyBytes_AS_STRING(head), <uint32_t>PyBytes_GET_SIZE(head),
             PyBytes_AS_STRING(payload), <uint32_t>PyBytes_GET_SIZE(payload),
         )
         if ticket >= 0:
             task.ticket = ticket
             task.state = _PUBLISHED
-            self.plain_bytes += PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(payload)
+            self.plain_bytes += PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(payload) + (task.nbytes if packed else 0)
             mc_kick(self._ring)
         return ticket
 
@@ -276,7 +280,10 @@ cdef class Line:
             while plain:
                 task = plain[0]
                 if task.state is _QUEUED:
-                    if task.chunk or task.received or task.policy is not None or type(task.payload) is not bytes:
+                    if task.chunk or task.received or task.policy is not None or not (
+                        type(task.payload) is bytes
+                        or type(task.payload) is _MANIFEST and PyBytes_GET_SIZE(task.payload.data) <= _ROOM
+                    ):
                         break
                     if self._post(task) < 0:
                         return
@@ -300,16 +307,22 @@ cdef class Line:
         entry = self._entry(function)
         arguments = (args, kwargs)
         payload = _pack(arguments)
-        if policy is not None or payload is None or PyBytes_GET_SIZE(payload) > _ROOM:
+        cargo = payload
+        if policy is None and payload is not None and PyBytes_GET_SIZE(payload) > _ROOM:
+            cargo = self._outbox.load(payload)  # in a block of the arena; None when there is no room
+        if policy is not None or cargo is None:
             self._call_at_length(future, entry, arguments, payload, policy)
             return
         task = Task.__new__(Task)
         task.sink = future
         task.function = entry
-        task.payload = payload
+        task.payload = cargo
         task.nbytes = PyBytes_GET_SIZE(payload)
         future._task = task
-        future._arguments = arguments
+        if cargo is payload:  # short: not worth much memory
+            future._arguments = arguments
+        else:
+            task.once = True
         self._lock.acquire()
         try:
             if self._closed:

@@ -111,10 +111,22 @@ class Outbox:
             if buffers:
                 payload = codec.dumps(value, roots=roots)
             return Task(sink, function, self._spool.put(payload), nbytes=nbytes, policy=policy, **options)
+        self._tend()
+        return Task(sink, function, manifest, nbytes=nbytes, once=True, policy=policy, **options)
+
+    def load(self, packed: bytes) -> Manifest | None:
+        """Put the packed arguments of a call into a block; None when there is no room."""
+        try:
+            manifest = Manifest(self.arena, packed, ())
+        except (ArenaFull, OSError):
+            return None
+        self._tend()
+        return manifest
+
+    def _tend(self) -> None:
         if not self._tending:
             self._tending = True
             self._tasks.alarm()
-        return Task(sink, function, manifest, nbytes=nbytes, once=True, policy=policy, **options)
 
     def pump(self, dispatcher: Dispatcher) -> None:
         """Publish from the backlog while there is room. Under the engine's lock."""

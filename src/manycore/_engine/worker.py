@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+# The flags of frames that `serve` may take over.
+_PLAIN: Final = (frames.CALL, frames.PACKED)
+
 # How long a worker that leaves waits for the parent to claim what it has sent by handle.
 LEAVE_NS: Final = 2_000_000_000
 
@@ -148,7 +151,9 @@ class _Worker:
                 claimed = claim(index)
             else:
                 most = max_tasks - done if max_tasks else sys.maxsize
-                served, claimed = serve(tasks, index, self.head, self.function, most, self.put_raised, self.put_result)
+                served, claimed = serve(
+                    tasks, index, self.head, self.function, most, self.put_raised, self.put_result, self.open_call
+                )
                 if served:
                     done += served
                     if done == max_tasks:
@@ -188,13 +193,7 @@ class _Worker:
                 body = read_exactly(self.spool_fd, size, where)
             payload = self.unpack(body) if flags & frames.PACKED else codec.loads(body)
         except BaseException as error:
-            if any(_identity(fd) != file for fd, file in self.files.items()):
-                self.results.put(task, first, frames.RETURNED, 0, b"")
-                raise _Crippled from None
-            self.head = None
-            self.results.put(task, first, frames.UNDECODABLE, 0, dump_failure(error))
-            self.tasks.done(self.index, 0, 0)
-            self.tasks.notify()
+            self.put_undecodable(task, first, error)
             return
         if function is not self.function or guard is not self.guard:
             name = (guard.name if guard is not None else "") or name_of(function)
@@ -213,8 +212,26 @@ class _Worker:
             self.tasks.done(self.index, took, len(payload) - first)
         else:
             self.run_call(task, function, *payload)
-        self.head = frame[: frames.HEADER.size] if flags == frames.CALL and not tries else None
+        self.head = frame[: frames.HEADER.size] if flags in _PLAIN and not tries else None
         self.tasks.notify()
+
+    def put_undecodable(self, task: int, first: int, error: BaseException) -> None:
+        """The task cannot be unpickled, or what it needs cannot be reached."""
+        self.head = None
+        if any(_identity(fd) != file for fd, file in self.files.items()):
+            self.results.put(task, first, frames.RETURNED, 0, b"")
+            raise _Crippled from None
+        self.results.put(task, first, frames.UNDECODABLE, 0, dump_failure(error))
+        self.tasks.done(self.index, 0, 0)
+        self.tasks.notify()
+
+    def open_call(self, task: int, frame: bytes) -> Any:
+        """The arguments of a call that are in a block; None when they cannot be had, which has been told then."""
+        try:
+            return self.unpack(memoryview(frame)[frames.HEADER.size :])
+        except BaseException as error:
+            self.put_undecodable(task, 0, error)
+            return None
 
     def run_call(self, task: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         started = self.tasks.begin(self.index, 0)

@@ -184,7 +184,7 @@ cdef class ResultRing:
         """Whether nothing waits."""
         return mc_results_empty(self.results)
 
-    def serve(self, TaskRing tasks, unsigned worker, bytes head, function, Py_ssize_t most, raised, pickled):
+    def serve(self, TaskRing tasks, unsigned worker, bytes head, function, Py_ssize_t most, raised, pickled, opened):
         """Claim tasks and run them, as long as they are calls of one function with packed arguments.
 
         Args:
@@ -195,6 +195,8 @@ cdef class ResultRing:
             most: How many at the most.
             raised: Called with (task, item, took_ns, error) for one that raised; puts its record.
             pickled: Called with (task, item, took_ns, result) for a result that is not plain; puts its record.
+            opened: Called with (task, frame) for arguments in a block; returns them, or None when it has put a record
+                that says why they cannot be had.
 
         Returns:
             (how many were run, the claimed task that came after them and is another's to run, or None).
@@ -209,13 +211,22 @@ cdef class ResultRing:
                 return done, None
             number, tries, flags, data = claimed
             frame = <const uint8_t *>PyBytes_AS_STRING(data)
-            if (flags or tries or PyBytes_GET_SIZE(data) <= length or frame[length] != PACKED
-                    or memcmp(frame, PyBytes_AS_STRING(head), length) != 0):
+            if tries or PyBytes_GET_SIZE(data) <= length or memcmp(frame, PyBytes_AS_STRING(head), length) != 0:
                 return done, claimed
-            try:
-                args, kwargs = unpack(data, length)
-            except BaseException:  # who runs it decodes it again, and tells
+            if flags == IN_BLOCKS:
+                payload = opened(number, data)
+                if payload is None:
+                    done += 1
+                    continue
+                args, kwargs = payload
+                payload = None
+            elif flags or frame[length] != PACKED:
                 return done, claimed
+            else:
+                try:
+                    args, kwargs = unpack(data, length)
+                except BaseException:  # who runs it decodes it again, and tells
+                    return done, claimed
             started = tasks.begin(worker, 0)
             try:
                 result = PyObject_Call(function, args, <PyObject *>kwargs if kwargs else NULL)

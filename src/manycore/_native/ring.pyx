@@ -134,6 +134,7 @@ cdef enum:
     KIND_LAST = 7
 
 cdef uint8_t PACKED = PACKED_MARK   # the first byte of packed arguments
+IN_BLOCKS = 8                       # flag of a frame or a record: its payload is in blocks of an arena
 
 DECODING = 0xffffffffffffffff       # a page's item while the worker still unpickles the task
 MORE = 1                            # flag of a record: the payload goes on in the next one
