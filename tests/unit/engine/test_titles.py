@@ -88,7 +88,7 @@ def test_ps_shows_the_task(face: Any) -> None:
             pool.apply_async(rest, (60,))
         else:
             pool.submit(rest, 60)
-        _until(lambda: pool.stats().workers_busy == 1)
+        _until(lambda: pool.stats().workers_busy == 1 and len(pool.stats().pids) == 1)
         _until(lambda: title(pool.stats().pids[0]).endswith("]"))
         done = subprocess.run([sys.executable, "-m", "manycore", "ps", "--json"], capture_output=True, check=True)
         lines: list[Line] = [json.loads(line) for line in done.stdout.splitlines()]
