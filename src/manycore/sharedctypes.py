@@ -160,6 +160,17 @@ def synchronized(obj: Any, lock: Any = None, ctx: Any = None) -> Any:
 _wrappers: WeakKeyDictionary[type, Any] = WeakKeyDictionary()
 
 
+# The numbers that are read and written without going through ctypes, where they are in memory of ours.
+_PLAIN = {
+    ctypes.c_int: "i",
+    ctypes.c_uint: "I",
+    ctypes.c_long: "l",
+    ctypes.c_ulong: "L",
+    ctypes.c_longlong: "q",
+    ctypes.c_double: "d",
+}
+
+
 class SynchronizedBase(Guarded):
     """A ctypes object and the lock that guards it.
 
@@ -170,7 +181,12 @@ class SynchronizedBase(Guarded):
     """
 
     def __init__(self, obj: Any, lock: Any = None, ctx: Any = None) -> None:
-        self._guard(obj, lock or _lock_for(None, ctx))
+        lock = lock or _lock_for(None, ctx)
+        code = _PLAIN.get(type(obj), "")
+        if code and isinstance(getattr(obj, "_wrapper", None), BufferWrapper):
+            self._guard(obj, lock, ctypes.addressof(obj), code)
+        else:
+            self._guard(obj, lock)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _resynchronized, (_Sent(self._obj), self._lock)

@@ -285,3 +285,27 @@ def test_writers_exclude_each_other_and_readers() -> None:
     assert [party.join() for party in parties] == [0, 0, 0, 0]
     assert list(pair) == [1000, 1000]
     assert through_pickle(lock)._readers() == 0
+
+
+@pytest.mark.parametrize("code", ["i", "I", "l", "L", "q", "Q", "d", "h", "B", "f"])
+def test_numbers_behind_a_lock_are_converted_and_refused_as_ctypes_does(code: str) -> None:
+    value, plain = Value(code, 0), RawValue(code)
+    for number in (0, 1, -1, 2**31, 2**32 + 7, 2**63, 2**64 + 5, -(2**70), True, 1.5, "x", None):
+        errors = []
+        for target in (value, plain):
+            try:
+                target.value = number
+            except (TypeError, OverflowError) as error:
+                errors.append(type(error))
+        assert len(set(errors)) < 2, number
+        assert len(errors) != 1, number
+        assert value.value == plain.value == value.get_obj().value, number
+        assert type(value.value) is type(plain.value)
+
+
+def test_a_number_behind_a_lock_follows_its_object() -> None:
+    value, other = Value("i", 1), RawValue("i", 7)
+    value._obj = other
+    assert value.value == 7
+    value.value = 8
+    assert other.value == 8

@@ -85,6 +85,7 @@ cdef extern from "owner.h" nogil:
 cdef extern from "Python.h":
     bint PyLong_Check(object value)
     object PyNumber_Index(object value)
+    unsigned long long PyLong_AsUnsignedLongLongMask(object value) except? 0xffffffffffffffff
 
 ATOMIC_BYTES = sizeof(mc_atomic)
 RWLOCK_BYTES = sizeof(mc_rwlock)
@@ -357,14 +358,19 @@ cdef class Guarded:
     """An object and the lock that guards it."""
 
     cdef object __weakref__
-    cdef public object _obj
+    cdef object obj
+    cdef void *data  # of a plain number in shared memory, that `Field` reads and writes itself
+    cdef char code   # which kind of number, as in `struct`
     cdef readonly object _lock
     cdef readonly object acquire
     cdef readonly object release
     cdef RLock ours
 
-    def _guard(self, obj, lock):
-        self._obj = obj
+    def _guard(self, obj, lock, size_t address=0, str code="\0"):
+        """Begin. `address` and `code`: where and what the object is, if it is a number that stays there."""
+        self.obj = obj
+        self.data = <void *>address
+        self.code = <char>ord(code)
         self._lock = lock
         self.acquire = lock.acquire
         self.release = lock.release
@@ -403,9 +409,51 @@ cdef class Guarded:
     def __exit__(self, exc_type, exc, traceback):
         self.leave()
 
+    @property
+    def _obj(self):
+        return self.obj
+
+    @_obj.setter
+    def _obj(self, obj):
+        self.obj = obj
+        self.data = NULL
+
+    cdef object read(self):
+        """The number, under the lock."""
+        if self.code == b"l":
+            return (<long *>self.data)[0]
+        if self.code == b"i":
+            return (<int *>self.data)[0]
+        if self.code == b"d":
+            return (<double *>self.data)[0]
+        if self.code == b"q":
+            return (<long long *>self.data)[0]
+        if self.code == b"L":
+            return (<unsigned long *>self.data)[0]
+        return (<unsigned int *>self.data)[0]
+
+    cdef bint write(self, object value) except -1:
+        """Write the number, under the lock; False for what ctypes is to convert or refuse. Integers wrap, as there."""
+        cdef unsigned long long bits
+        if self.code == b"d":
+            if type(value) is not float:
+                return False
+            (<double *>self.data)[0] = value
+            return True
+        if type(value) is not int:
+            return False
+        bits = PyLong_AsUnsignedLongLongMask(value)
+        if self.code == b"i" or self.code == b"I":
+            (<unsigned int *>self.data)[0] = <unsigned int>bits
+        elif self.code == b"l" or self.code == b"L":
+            (<unsigned long *>self.data)[0] = <unsigned long>bits
+        else:
+            (<unsigned long long *>self.data)[0] = bits
+        return True
+
     def get_obj(self):
         """The object itself, without the lock."""
-        return self._obj
+        return self.obj
 
     def get_lock(self):
         """The lock."""
@@ -425,16 +473,22 @@ cdef class Field:
         if obj is None:
             return self
         guarded = obj
+        if guarded.data is not NULL and guarded.ours is not None and mc_lock_is_mine(guarded.ours.lock, mc_self()):
+            return guarded.read()
         guarded.enter()
         try:
-            return getattr(guarded._obj, self.name)
+            return getattr(guarded.obj, self.name) if guarded.data is NULL else guarded.read()
         finally:
             guarded.leave()
 
     def __set__(self, obj, value):
         cdef Guarded guarded = obj
+        if guarded.data is not NULL and guarded.ours is not None and mc_lock_is_mine(guarded.ours.lock, mc_self()):
+            if guarded.write(value):
+                return
         guarded.enter()
         try:
-            setattr(guarded._obj, self.name, value)
+            if guarded.data is NULL or not guarded.write(value):
+                setattr(guarded.obj, self.name, value)
         finally:
             guarded.leave()
