@@ -233,7 +233,7 @@ class ProcessPoolExecutor(concurrent.futures.Executor):
             memory_limit=memory_limit,
             name=name,
         )
-        return _View(self, self._engine.outbox.bind(given))
+        return _View(self, self._engine.bind(given))
 
     def resize(self, max_workers: int) -> None:
         """Have so many workers from now on.
@@ -351,7 +351,7 @@ class _View(ProcessPoolExecutor):
     def options(self, **options: Any) -> ProcessPoolExecutor:
         """The same with other options beside; see `ProcessPoolExecutor.options`."""
         policy = self._policy or Policy()
-        return _View(self._executor, self._engine.outbox.bind(policy.but(**options)))
+        return _View(self._executor, self._engine.bind(policy.but(**options)))
 
 
 def _results(run: MapRun, deadline: float | None) -> Iterator[Any]:

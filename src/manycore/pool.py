@@ -253,7 +253,7 @@ class Pool:
             memory_limit=memory_limit,
             name=name,
         )
-        return _View(self, self._engine.outbox.bind(given))
+        return _View(self, self._engine.bind(given))
 
     def _promise(self, timeout: float | None, retries: int) -> Policy | None:
         """The promises of this view, and what one call asks for."""
@@ -261,7 +261,7 @@ class Pool:
             return self._policy
         asked = {"timeout": timeout, "retries": retries}
         policy = self._policy or Policy()
-        return self._engine.outbox.bind(policy.but(**{key: value for key, value in asked.items() if value}))
+        return self._engine.bind(policy.but(**{key: value for key, value in asked.items() if value}))
 
     def resize(self, processes: int) -> None:
         """Have so many workers from now on.
@@ -561,7 +561,7 @@ class _View(Pool):
     def options(self, **options: Any) -> Pool:
         """The same with other options beside; see `Pool.options`."""
         policy = self._policy or Policy()
-        return _View(self._pool, self._engine.outbox.bind(policy.but(**options)))
+        return _View(self._pool, self._engine.bind(policy.but(**options)))
 
 
 def _explicit(chunksize: int) -> int:

@@ -400,6 +400,51 @@ def survives_interrupts(make):
 
 
 @case
+def survives_interrupts_in_all_it_does(make):
+    """The same while calls are cancelled and maps are left half consumed: every call has an outcome, and it ends."""
+    face = make()
+    warm(face)
+    assert manycore.WorkerDied  # imported before: an import that is interrupted is Python's to mend
+    armed = False
+
+    def interrupt(*_):
+        if armed:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = lambda _: None  # a finalizer that is interrupted says so
+    ready()
+    interrupts = cancelled = 0
+    results = None
+    futures = []
+    end = time.monotonic() + 3.0
+    while time.monotonic() < end:
+        try:
+            armed = True
+            futures = [face.submit(sleep, 0.001) for _ in range(5)]
+            cancelled += sum(future.cancel() for future in futures[1:])
+            results = face.map(identity, range(50))
+            assert next(results) == 0
+            futures[0].result(SOON * 5)
+            armed = False
+        except (KeyboardInterrupt, manycore.ManycoreError, CancelledError):
+            armed = False
+            interrupts += 1
+        results = None
+        for future in futures:
+            raises((LookupError, CancelledError, manycore.ManycoreError), outcome_of, future)
+    still_works(face)
+    face.wait()
+    assert interrupts > 10
+    assert cancelled > 10
+
+
+def outcome_of(future):
+    """No future stays without an outcome; a result is said as an error, too."""
+    raise LookupError(future.result(SOON * 5))
+
+
+@case
 def holds_the_interpreter(make):
     face = make()
     warm(face)

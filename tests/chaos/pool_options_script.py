@@ -95,16 +95,21 @@ def count_calls(futures):
     return calls
 
 
-def keep_killing(face, every):
-    """Kill a random worker again and again, until what is returned is called."""
+def keep_killing(face, progress):
+    """Kill a random worker whenever so many more items are done, until what is returned is called.
+
+    However slow the machine: between two kills there is time to start.
+    """
     over = threading.Event()
     chance = random.Random(1)
 
     def killer():
-        while not over.wait(every):
-            workers = pids(face)
-            if workers:
-                kill(chance.choice(workers))
+        done = 0
+        while not over.wait(0.001):
+            stats = face.pool.stats()
+            if stats.items_done >= done + progress and stats.pids:
+                done = stats.items_done
+                kill(chance.choice(stats.pids))
 
     thread = start_thread(killer)
 
@@ -159,7 +164,9 @@ def timeouts_at_random_instants(make):
             timeouts += 1
     assert timeouts < tasks
     until(lambda: calls == [1] * tasks)
-    assert sorted(map(int, lines(path))) == list(range(tasks))
+    ran = lines(path)
+    assert len(ran) == len(set(ran)), "a task ran twice"
+    assert len(ran) >= tasks - timeouts
     assert face.pool.stats().workers_died == timeouts
     still_works(face)
     face.wait()
@@ -286,7 +293,7 @@ def retries_through_kills(make):
     warm(face)
     path = os.path.abspath("ledger")
     again = promised(face, retries=100, retry_on=WorkerDied)
-    stop = keep_killing(face, 0.06)
+    stop = keep_killing(face, 4)
     tasks = 200 * MANY
     futures = [again.submit(log_and_spin, path, n, 0.002) for n in range(tasks)]
     calls = count_calls(futures)
@@ -460,7 +467,7 @@ def sizes_under_kills(make):
     face = make(2)
     warm(face)
     path = os.path.abspath("ledger")
-    stop = keep_killing(face, 0.06)
+    stop = keep_killing(face, 4)
     futures = []
     for number in range(300 * MANY):
         futures.append(face.submit(log_and_spin, path, number, 0.001))

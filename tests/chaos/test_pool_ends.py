@@ -14,9 +14,9 @@ from tests.chaos import cases
 
 SCRIPT = "pool_ends_script.py"
 INTERRUPTED = ["waits_for_a_result", "waits_for_a_map", "waits_in_a_with_block", "maps_for_ever"]
-STORM = "survives_interrupts"
+STORMS = ["survives_interrupts", "survives_interrupts_in_all_it_does"]
 KILLED = [*INTERRUPTED, "holds_the_interpreter", "starts_workers_without_end"]
-ALONE = [name for name in cases.names(SCRIPT) if name not in {*KILLED, STORM}]
+ALONE = [name for name in cases.names(SCRIPT) if name not in {*KILLED, *STORMS}]
 PROMPT_S = 6.0  # two seconds are wanted; the machine may be busy
 
 both_faces = pytest.mark.parametrize("face", ["pool", "executor"])
@@ -51,7 +51,8 @@ def test_interrupted_from_the_terminal(case: str, times: int, face: str, seed: i
 
 
 @both_faces
-def test_interrupts_in_a_storm(face: str, seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", STORMS)
+def test_interrupts_in_a_storm(case: str, face: str, seed: int, tmp_path: Path) -> None:
     def interrupt(child: subprocess.Popen[str]) -> None:
         end = time.monotonic() + 2.0  # and not while the interpreter ends, when nobody can catch it
         while child.poll() is None and time.monotonic() < end:
@@ -61,7 +62,7 @@ def test_interrupts_in_a_storm(face: str, seed: int, tmp_path: Path) -> None:
                 return
             time.sleep(0.01)
 
-    cases.run(SCRIPT, STORM, face, str(seed), folder=tmp_path, meanwhile=interrupt)
+    cases.run(SCRIPT, case, face, str(seed), folder=tmp_path, meanwhile=interrupt)
 
 
 @cases.everywhere(KILLED)

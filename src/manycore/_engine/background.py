@@ -46,7 +46,7 @@ class BackgroundRun(MapRun):
     def _step(self) -> None:
         super()._step()
         while not self._over:
-            with self._condition:
+            with self._mutex:
                 block = self._pop()
             if block is None:
                 if self._all_sent() and self._yielded == self._sent:

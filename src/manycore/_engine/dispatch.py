@@ -395,6 +395,28 @@ class Dispatcher(Book):
         """The engine gives the task up, wherever it is: nothing more is to be heard of it."""
         self._end(task)
 
+    def mend(self) -> list[Task]:
+        """A thread was interrupted (Ctrl-C) in the middle of an event: put in order what it left half done.
+
+        Returns:
+            Tasks that had just ended: whether their sinks have been told is not known.
+        """
+        ended = [task for task in self._tasks.values() if task.state is _DONE]
+        known = [task for task in self._tasks.values() if task.state not in (_NEW, _DONE)]
+        self._tasks = {task.id: task for task in known}
+        self._timeouts.clear()
+        self.ranked = 0
+        for task in known:
+            if task.policy is not None:
+                self._count(task.policy, 1)
+        self._floor = -_NOTHING if self.ranked else 0  # whatever is published: recall it for the next one
+        self._backlog.rebuild(task for task in known if task.state is _QUEUED)
+        waiting = [task for task in known if task.state is _WAITING]
+        self._waiting = len(waiting)
+        for task in waiting:
+            self._backlog.put_off(task, task.past.due_ns if task.past is not None else 0)
+        return ended
+
     # time
 
     def tick(self, now_ns: int, sights: Iterable[Sight]) -> tuple[list[Kill | Interrupt], int | None]:

@@ -136,9 +136,11 @@ class Future(Call, concurrent.futures.Future[T]):
             return self.cancelled()
         if self._owner is None:
             return super().cancel()
-        for callback in self._finish(CANCELLED_AND_NOTIFIED, None, None, None):
-            self._call(callback)
         return self.cancelled()
+
+    def give_up(self) -> Callable[[], object]:
+        """The engine has taken the call back: it is cancelled. Under its locks; returns what to call without them."""
+        return partial(self._call_all, self._finish(CANCELLED_AND_NOTIFIED, None, None, None))
 
     # Resolving: by the engine, or by whoever made a future without one
 
@@ -213,6 +215,10 @@ class Future(Call, concurrent.futures.Future[T]):
         """There is no result and will be none."""
         callbacks = self._finish(FINISHED, None, error, None)
         return partial(self._call_all, callbacks) if callbacks else None
+
+    def lost(self, _task: Task, error: BaseException) -> Callable[[], object] | None:
+        """A result was in the hands of a thread that was interrupted."""
+        return self.fail(_task, 0, error)
 
     def split(self, task: Task) -> None:
         """Nobody else can read its arguments: a call that may be tried again is never sent that way."""

@@ -49,7 +49,7 @@ class Guard:
         began_ns: When the last call began.
     """
 
-    def __init__(self, told: tuple[int, int, int, str, tuple[type[BaseException], ...]]) -> None:
+    def __init__(self, told: tuple[int, int, int, str, tuple[type[BaseException] | str, ...]]) -> None:
         self.timeout_ns, self._soft_ns, self._memory_bytes, self.name, retry_on = told
         self._retry_on = frozenset(retry_on)
         self._armed = False
@@ -62,7 +62,10 @@ class Guard:
 
     def retries(self, error: BaseException) -> bool:
         """Whether what the call raised is worth another try. As an `except` clause finds it: runs nobody's code."""
-        return not self._retry_on.isdisjoint(type(error).__mro__)
+        kinds = type(error).__mro__
+        if not self._retry_on.isdisjoint(kinds):
+            return True
+        return any(f"{kind.__module__}.{kind.__qualname__}" in self._retry_on for kind in kinds)
 
     def call(
         self, begin: Callable[[], int], function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

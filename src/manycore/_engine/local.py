@@ -150,6 +150,16 @@ class Engine(Line):
             future._arguments = arguments
         self.submit(task)
 
+    def bind(self, policy: Policy) -> Policy:
+        """Get a policy ready for tasks of this engine.
+
+        Raises:
+            TaskPicklingError: An exception class of `retry_on` cannot be pickled.
+        """
+        if policy.soft_ns and self.settings.start_method == "zygote":
+            _launch.preload("manycore._standard_errors")  # what each worker would import at its first such task
+        return self.outbox.bind(policy)
+
     def submit(self, task: Task, *, accepted: bool = False) -> None:
         """Queue a task.
 
@@ -164,9 +174,13 @@ class Engine(Line):
         with self._lock:
             if self._closed and not (accepted and self._broken is None and not self._ended):
                 self.check_open()
-            if self._dispatcher.submit(task) is not None:
-                self.outbox.recall(self._dispatcher)
-            self.pump()
+            try:
+                if self._dispatcher.submit(task) is not None:
+                    self.outbox.recall(self._dispatcher)
+                self.pump()
+            except BaseException:
+                self._tear()
+                raise
             if task.policy is not None and task.policy.first_ns:
                 self._watch(now_ns() + task.policy.first_ns)
         if self._unmanned:
@@ -208,12 +222,16 @@ class Engine(Line):
     def drop(self, tasks: Iterable[Task]) -> None:
         """Forget tasks: those that no worker has begun are taken back, and nothing is heard of the others."""
         with self._lock:
-            for task in tasks:
-                if task.state not in (TaskState.NEW, TaskState.DONE):
-                    if task.ticket >= 0:
-                        self._tasks.withdraw(task.ticket)
-                    self._dispatcher.drop(task)
-            self.pump()
+            try:
+                for task in tasks:
+                    if task.state not in (TaskState.NEW, TaskState.DONE):
+                        if task.ticket >= 0:
+                            self._tasks.withdraw(task.ticket)
+                        self._dispatcher.drop(task)
+                self.pump()
+            except BaseException:
+                self._tear()
+                raise
 
     # Results out
 
@@ -388,19 +406,24 @@ class Engine(Line):
             task: Task | None = future._task
             if task is None:
                 return False
-            if task.ticket < 0:
-                taken = self._dispatcher.cancel(task)
-            elif self._tasks.withdraw(task.ticket):
-                self._dispatcher.withdrawn(task)
-                taken = self._dispatcher.cancel(task)
-            else:
-                taken = running and self._dispatcher.doom(task)
-                if taken:
-                    again = self._settlement.tick()
-                    if again is not None:
-                        self._watch(again)
-            self.pump()
-            return taken
+            try:
+                call = future.give_up() if self._settlement.take_back(task, running=running) else None
+                self.pump()
+            except BaseException:
+                self._tear()
+                if task.state is TaskState.DONE:
+                    self._settlement.then(future.give_up())
+                raise
+        if call is None:
+            return False
+        self._tasks.alarm()  # whoever waits for it
+        call()
+        return True
+
+    def _tear(self) -> None:
+        """An interrupt has come in the middle of something: whoever drains next mends what it left half done."""
+        self._torn = True
+        self._tasks.alarm()
 
     def resize(self, workers: int) -> None:
         """Have so many workers from now on; those that are too many finish what they have begun."""
@@ -440,24 +463,7 @@ class Engine(Line):
     def stats(self) -> Stats:
         """A snapshot, for people and for programs that watch."""
         with self._lock:
-            workforce = self._workforce
-            return Stats(
-                name=self.name,
-                workers=len(workforce.workers),
-                pids=workforce.pids(),
-                workers_busy=workforce.busy(),
-                tasks_pending=self._dispatcher.outstanding,
-                items_done=self._settlement.items_done,
-                items_failed=self._settlement.items_failed,
-                retries=self._dispatcher.retries,
-                workers_started=workforce.started,
-                workers_died=workforce.died,
-                worker_seconds=self._settlement.busy_ns / 1e9,
-                worker_cpu_seconds=workforce.cpu_seconds,
-                worker_peak_rss_bytes=workforce.peak_rss(),
-                bytes_sent=self.outbox.sent_bytes + self.plain_bytes,
-                bytes_received=workforce.received_bytes,
-            )
+            return self._settlement.stats(self.plain_bytes)
 
     @property
     def state(self) -> str:

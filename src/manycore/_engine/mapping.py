@@ -33,7 +33,7 @@ from manycore import errors
 from manycore._engine import frames
 from manycore._engine.death import shorten
 from manycore._engine.future import outcome_of
-from manycore.errors import PoolClosed
+from manycore.errors import PoolClosed, ResultLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -184,7 +184,7 @@ class MapRun:
         self._supply: deque[Any] = deque()  # read and not sent; lazy runs only
         self._policy = options.policy
         if options.policy is not None and options.policy.keeper is None:
-            engine.outbox.bind(options.policy)
+            engine.bind(options.policy)
         alone = options.policy is not None and options.policy.retries > 0  # what is tried again travels alone
         self._chunk = 1 if alone else options.chunksize or 1
         self._measured = not options.chunksize and not alone
@@ -193,7 +193,8 @@ class MapRun:
         self._in_flight: dict[Task, tuple[int, list[Any]]] = {}  # -> index of its first item, its items
         self._blocks: dict[int, Block] = {}  # by index; ordered runs
         self._arrived: deque[Block] = deque()  # unordered runs
-        self._condition = threading.Condition(threading.Lock())  # notified when a block came
+        self._mutex = threading.Lock()  # a plain one: no interrupt comes between its being taken and its `with`
+        self._condition = threading.Condition(self._mutex)  # notified when a block came
         self._item_ns = 0.0  # a moving mean of an item's time
         self._item_bytes = 0.0  # and of its pickled size
         self._reading_error: BaseException | None = None  # of the input: raised after what it gave before
@@ -245,8 +246,13 @@ class MapRun:
         first, items = self._in_flight[task]
         return self._put(task, Block(first + item, [error], [items[item]], FAILED, 0.0, -1))
 
+    def lost(self, _task: Task, error: BaseException) -> Callable[[], object] | None:
+        """A thread was interrupted while it told of some items: the map ends with this error."""
+        self._give_up(error)
+        return None
+
     def _put(self, task: Task | None, block: Block) -> Callable[[], object] | None:
-        with self._condition:
+        with self._mutex:
             if self._options.ordered:
                 self._blocks[block.index] = block
             else:
@@ -359,19 +365,27 @@ class MapRun:
 
     def advance(self) -> None:
         """Go on sending. One thread does; another that comes meanwhile leaves it the work."""
-        with self._condition:
+        with self._mutex:
             if self._stepping:
                 self._step_again = True
                 return
             self._stepping = True
+        try:
+            self._advance()
+        except BaseException:  # an interrupt: items that it had in hand are not sent
+            self._stepping = False
+            self._give_up(ResultLost("this map was interrupted while it sent its items"))
+            raise
+
+    def _advance(self) -> None:
         while True:
             try:
                 self._step()
-            except BaseException as error:
+            except Exception as error:
                 self._give_up(error)
             if self._is_over():
                 self._engine.discharge(self)
-            with self._condition:
+            with self._mutex:
                 if not self._step_again:
                     self._stepping = False
                     return
@@ -382,7 +396,7 @@ class MapRun:
         return self._all_sent()
 
     def _give_up(self, error: BaseException) -> None:
-        with self._condition:
+        with self._mutex:
             self._error = error
             self._abandoned = True
             self._supply.clear()
@@ -500,7 +514,7 @@ class MapRun:
                 if deadline is None:
                     raise PoolClosed("the pool ended before this map was done")
                 raise TimeoutError("no result yet")
-        with self._condition:
+        with self._mutex:
             block = self._pop()
         if block is None:
             raise self._error or PoolClosed("this map was abandoned")
@@ -566,4 +580,6 @@ class MapRun:
         self._engine.discharge(self)
 
     def __del__(self) -> None:
-        self._engine.discharge(self)
+        engine = getattr(self, "_engine", None)  # none where its making was interrupted
+        if engine is not None:
+            engine.discharge(self)

@@ -118,9 +118,15 @@ class Policy:
         """The same with other options."""
         return type(self)(**{**self.given, **options})
 
-    def told(self) -> tuple[int, int, int, str, tuple[type[BaseException], ...]] | None:
-        """What the worker has to know: (timeout_ns, soft_ns, memory_bytes, name, what to retry); None = nothing."""
-        retry_on = self.retry_on if self.retries else ()
+    def told(self) -> tuple[int, int, int, str, tuple[type[BaseException] | str, ...]] | None:
+        """What the worker has to know: (timeout_ns, soft_ns, memory_bytes, name, what to retry); None = nothing.
+
+        This package's own exceptions go by name: most workers never import them.
+        """
+        retry_on = tuple(
+            f"{kind.__module__}.{kind.__qualname__}" if kind.__module__.startswith("manycore.") else kind
+            for kind in (self.retry_on if self.retries else ())
+        )
         if not (self.first_ns or self.memory_bytes or self.name or retry_on):
             return None
         return self.timeout_ns, self.soft_ns, self.memory_bytes, self.name, retry_on

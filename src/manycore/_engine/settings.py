@@ -146,6 +146,9 @@ class Sink(Protocol):
     def fail(self, task: Task, item: int, error: BaseException) -> Callable[[], object] | None:
         """The item has no result and will have none."""
 
+    def lost(self, task: Task, error: BaseException) -> Callable[[], object] | None:
+        """A thread was interrupted while it told of some of its items; which ones is not known."""
+
     def split(self, task: Task) -> None:
         """Encode what the task still owes anew, item by item, and submit it. Called without locks."""
 

@@ -28,6 +28,8 @@ from manycore._engine.death import death_error, describe_item
 from manycore._engine.failure import load_failure
 from manycore._engine.orders import Broken, Failed, Kill, Postponed, Retire, Split, Start
 from manycore._engine.policy import BACKOFF_MOST
+from manycore._engine.settings import Stats
+from manycore._engine.task import TaskState
 from manycore._native.ring import MORE, BrokenRing, now_ns
 from manycore.errors import RemoteTraceback, ResultLost
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from manycore._engine.dispatch import Dispatcher
     from manycore._engine.orders import Instruction
     from manycore._engine.outbox import Outbox
-    from manycore._engine.workforce import Worker, Workforce
+    from manycore._engine.workforce import Record, Worker, Workforce
     from manycore._native.ring import TaskRing
 
 __all__ = ["Settlement"]
@@ -74,6 +76,7 @@ class Settlement:
         self.reason: BaseException | None = None
         self.owed: set[Task] = set()
         self.answers: deque[tuple[Task, int | BaseException]] = deque()
+        self._hand: Task | None = None  # whose record is being told of; for who is interrupted meanwhile
         self.items_done = self.items_failed = 0
         self.busy_ns = 0
         self.logged = False
@@ -98,13 +101,24 @@ class Settlement:
             worker.ring.take(inbox)
         except BrokenRing:
             worker.child.kill()
+        try:
+            self._settle_all(worker, inbox)
+        except BaseException:
+            self._lose(worker, inbox)
+            raise
+        worker.position = 0
+        inbox.clear()
+
+    def _settle_all(self, worker: Worker, inbox: list[Record]) -> None:
         while worker.position < len(inbox):
             record = inbox[worker.position]
+            self._hand = None
             worker.position += 1
             task_id, item, status, took_ns, plain, flags, value = record
             if plain:
                 task = self._dispatcher.finished(task_id, item, len(value))
                 if task is not None:
+                    self._hand = task
                     self.items_done += len(value)
                     self.busy_ns += took_ns
                     self.then(task.sink.take_plain(task, item, value, took_ns, worker.index))
@@ -121,8 +135,18 @@ class Settlement:
                 if flags & (frames.PACKED | frames.CLAIMS):
                     value = worker.open_cargo(flags, value)
                 self._settle(worker, task_id, item, status, took_ns, value, flags)
-        worker.position = 0
-        inbox.clear()
+
+    def _lose(self, worker: Worker, inbox: list[Record]) -> None:
+        """Interrupted at a record: it is settled later if the dispatcher has not heard of it, else given up."""
+        task = self._hand
+        if task is None and worker.position:
+            task_id, item, _, _, _, flags, _ = inbox[worker.position - 1]
+            task = self._dispatcher.by_id.get(task_id)
+            if task is not None and task.received <= item and task.state is TaskState.PUBLISHED and not flags & MORE:
+                worker.position -= 1
+                return
+        if task is not None:
+            self.then(task.sink.lost(task, _lost(task, task.received)))
 
     def _settle(
         self, worker: Worker, task_id: int, item: int, status: int, took_ns: int, data: Any, flags: int
@@ -131,6 +155,7 @@ class Settlement:
         if status in (frames.OK, frames.UNPICKLABLE):
             task = self._dispatcher.finished(task_id, item)
             if task is not None:
+                self._hand = task
                 self.busy_ns += took_ns
                 if status == frames.OK:
                     self.items_done += 1
@@ -145,6 +170,7 @@ class Settlement:
                 orders = self._dispatcher.undecodable(task_id)
             for order in orders:
                 if isinstance(order, Failed):
+                    self._hand = order.task
                     self.items_failed += 1
                     self.then(order.task.sink.take(order.task, order.item, status, data, took_ns, worker.index))
                 else:
@@ -210,6 +236,7 @@ class Settlement:
                 self._dispatcher.put_off(task, answer)
             elif self._dispatcher.by_id.get(task.id) is task:
                 self.fail(task, answer)
+                self._tasks.alarm()  # whoever waits for it
 
     def start_worker(self, index: int) -> None:
         """Start a worker in this place."""
@@ -279,6 +306,46 @@ class Settlement:
             again = retry if again is None else min(again, retry)
         return again
 
+    def take_back(self, task: Task, *, running: bool) -> bool:
+        """Drop a task that no worker has begun; if one has and `running`, that worker is killed. Whether it is dropped.
+
+        The collector has to look again after this.
+        """
+        if task.ticket >= 0:
+            if not self._tasks.withdraw(task.ticket):
+                if not (running and self._dispatcher.doom(task)):
+                    return False
+                self.tick()
+                return True
+            self._dispatcher.withdrawn(task)
+        return self._dispatcher.cancel(task)
+
+    def stats(self, plain_bytes: int) -> Stats:
+        """A snapshot.
+
+        Args:
+            plain_bytes: What was sent past the outbox.
+        """
+        dispatcher = self._dispatcher
+        workforce = self._workforce
+        return Stats(
+            name=workforce.name,
+            workers=len(workforce.workers),
+            pids=workforce.pids(),
+            workers_busy=workforce.busy(),
+            tasks_pending=dispatcher.outstanding,
+            items_done=self.items_done,
+            items_failed=self.items_failed,
+            retries=dispatcher.retries,
+            workers_started=workforce.started,
+            workers_died=workforce.died,
+            worker_seconds=self.busy_ns / 1e9,
+            worker_cpu_seconds=workforce.cpu_seconds,
+            worker_peak_rss_bytes=workforce.peak_rss(),
+            bytes_sent=self._outbox.sent_bytes + plain_bytes,
+            bytes_received=workforce.received_bytes,
+        )
+
     # Without results
 
     def fail(self, task: Task, error: BaseException) -> None:
@@ -289,19 +356,25 @@ class Settlement:
             self.then(task.sink.fail(task, item, error))
 
     def reconcile(self) -> bool:
-        """After an interrupted drain: fail the items whose results were lost in the hands of the interrupted thread.
+        """After an interrupt: mend the dispatcher, fail the items whose results were lost in the interrupted hands.
 
         A task is in a slot, then on a page, then in a ring. Looked at in this order, one that is nowhere is over.
 
         Returns:
             False when there are records to be settled first: it is to be called again after that.
         """
+        for task in self._dispatcher.mend():
+            self.then(task.sink.lost(task, _lost(task, task.received)))
         lost = [task for task in self._dispatcher.tasks() if task.ticket >= 0 and not self._tasks.holds(task.ticket)]
         running = {sight.task for sight in self._workforce.sights()}
         if any(not ring.empty() for ring in self._workforce.rings):
             return False
         for task in lost:
             if task.id not in running:
-                what = describe_item(task, task.received)
-                self.fail(task, ResultLost(f"the result of {what} was lost: its collection was interrupted"))
+                self.fail(task, _lost(task, task.received))
         return True
+
+
+def _lost(task: Task, item: int) -> ResultLost:
+    what = describe_item(task, item) if item < task.count else f"task {task.id} {task.function.name}"
+    return ResultLost(f"the result of {what} was lost: its collection was interrupted")
