@@ -74,7 +74,7 @@ before = seen(pids)
 trickle(submit, range(WARM, WARM + TASKS))
 after = seen(pids)
 assert pool.stats().pids == pids
-assert after[0] <= before[0], (before, after)
+assert after[0] <= before[0] + len(pids), (before, after)  # a worker's first large result opens its arena
 assert after[1] - before[1] < GROWTH_BYTES, (before, after)
 assert after[2] - before[2] < GROWTH_BYTES, (before, after)
 
