@@ -96,6 +96,8 @@ class SharedMemory(_standard.SharedMemory):
                     require_bytes(size)
                 allocate(self._fd, 0, size)
             self._mmap = mmap.mmap(self._fd, os.fstat(self._fd).st_size)
+            if self._track:
+                resource_tracker.register(self._name, "shared_memory")  # may start the tracker, which takes descriptors
         except (OSError, ValueError) as error:
             if create:
                 _posixshmem.shm_unlink(name)
@@ -106,8 +108,6 @@ class SharedMemory(_standard.SharedMemory):
             raise
         self._size = os.fstat(self._fd).st_size
         self._buf = memoryview(self._mmap)
-        if self._track:
-            resource_tracker.register(self._name, "shared_memory")
 
     def unlink(self) -> None:
         """Remove the name. The memory lives on where it is still open; unlinking twice is an error."""

@@ -1,7 +1,7 @@
 """Queues under what machines and users do to them: payloads at the edges, full memory, signals, stops, exits.
 
-    MANYCORE_MESSAGES=1000000    messages through four producers and four consumers
-    MANYCORE_HUGE=1              payloads of 2 GiB and 3 GiB
+MANYCORE_MESSAGES=1000000    messages through four producers and four consumers
+MANYCORE_HUGE=1              payloads of 2 GiB and 3 GiB
 """
 
 from __future__ import annotations

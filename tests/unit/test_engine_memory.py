@@ -17,6 +17,9 @@ import manycore
 from manycore._memory.arena import Arena
 
 MIB = 1 << 20
+FULL = "MANYCORE_FULL" in os.environ  # the whole numbers that the library promises, in some minutes
+ARRAYS, MOST_BYTES = (10_000, 64 * MIB) if FULL else (400, 8 * MIB)
+SMALL, LARGE = (1_000_000, 10_000) if FULL else (30_000, 300)
 
 
 def shared_bytes(pid: int) -> int:
@@ -63,6 +66,105 @@ def test_arrays_sent_and_dropped_leave_no_memory_and_no_descriptors(rng: Random)
         assert len(os.listdir("/proc/self/fd")) == before
         for pid in (os.getpid(), *workers):
             assert eventually(partial(_has_given_back, pid)), f"{pid}: {shared_bytes(pid)}"
+
+
+def resident_shared_bytes(pids: list[int]) -> int:
+    """Memory in shared files that these processes map, each file counted once however many map it."""
+    files: dict[str, int] = {}
+    for pid in pids:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("/memfd:"):
+                    status = os.stat(f"/proc/{pid}/fd/{fd}")
+                    files[f"{status.st_dev}:{status.st_ino}"] = status.st_blocks * 512
+            except OSError:
+                continue
+    return sum(files.values())
+
+
+@pytest.mark.timeout(1500 if FULL else 120)
+def test_memory_is_bounded_by_what_lives_and_a_documented_reserve(rng: Random) -> None:
+    data = np.zeros(MOST_BYTES, dtype=np.uint8)
+    data[::4096] = 1
+    with manycore.Pool(2) as pool:
+        pool.map(back, [0] * 4)
+        pids = [os.getpid(), *pool.stats().pids]
+        before = resident_shared_bytes(pids)
+        live, most_live, most_held = [], 0, 0
+        for number in range(ARRAYS):
+            size = rng.randrange(1, MOST_BYTES)
+            both_ways = number % 4 == 0
+            live.append((size, both_ways, pool.apply_async(back if both_ways else len, (data[:size],))))
+            most_live = max(most_live, sum(2 * size for size, _, _ in live))
+            if len(live) > 2:
+                size, both_ways, result = live.pop(0)
+                answer = result.get(timeout=60)
+                assert len(answer) == size if both_ways else answer == size
+                del result, answer
+            if number % 50 == 0:
+                most_held = max(most_held, resident_shared_bytes(pids) - before)
+        for _, _, result in live:
+            result.get(timeout=60)
+        live.clear()
+        del result
+        gc.collect()
+        reserve = (1 + 2) * 512 * MIB  # each arena's, at most: the parent's and one a worker (the guide says so)
+        print(f"live at most {most_live / MIB:.0f} MiB, held at most {most_held / MIB:.0f} MiB")
+        assert most_held <= most_live + reserve
+        assert eventually(lambda: resident_shared_bytes(pids) - before <= 3 * 5 * MIB)
+        print(f"at rest {(resident_shared_bytes(pids) - before) / MIB:.1f} MiB")
+
+
+def descriptors(pids: list[int]) -> list[int]:
+    gc.collect()
+    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+
+
+@pytest.mark.timeout(1500 if FULL else 120)
+@pytest.mark.parametrize("way", ["pool", "queue", "pipe"])
+def test_no_descriptor_is_lost_by_any_number_of_messages(way: str) -> None:
+    small, large = b"x" * 50, bytes(100_000)
+    if way == "pool":
+        with manycore.Pool(2) as pool:
+            for _ in range(2):
+                pool.map(back, [large] * 20)
+            pids = [os.getpid(), *pool.stats().pids]
+            before = descriptors(pids)
+            for _ in pool.imap_unordered(back, (small for _ in range(SMALL)), 100):
+                pass
+            for _ in pool.imap_unordered(back, (large for _ in range(LARGE))):
+                pass
+            assert descriptors(pids) == before
+        return
+    here, there = manycore.Pipe()
+    echo = manycore.Process(target=pass_on, args=(there,))
+    queue: Any = manycore.Queue()
+    pids = [os.getpid()]
+    if way == "pipe":
+        echo.start()
+        pids.append(echo.pid)
+    before = []
+    for message, count in ((small, SMALL), (large, LARGE)):
+        for _ in range(count):
+            if way == "pipe":
+                here.send(message)
+                assert len(here.recv()) == len(message)
+            else:
+                queue.put(message)
+                assert len(queue.get()) == len(message)
+            before = before or descriptors(pids)
+    assert descriptors(pids) == before
+    if way == "pipe":
+        here.send(None)
+        echo.join(30)
+    here.close()
+    there.close()
+
+
+def pass_on(connection: Any) -> None:
+    """Sends back what it gets, until it gets None."""
+    while (message := connection.recv()) is not None:
+        connection.send(message)
 
 
 def test_an_arena_rests_when_nothing_is_put() -> None:

@@ -32,7 +32,9 @@ def dump_failure(error: BaseException, skip: int = 1, *, to_parent: bool = True)
 
         text = "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as broken:
-        text = f"{type(error).__name__} (its traceback could not be formatted: {type(broken).__name__})\n"
+        # the likeliest reason is that there is no descriptor left to read a source file by; other texts may be code
+        what = f": {error}" if type(error).__str__ is OSError.__str__ else ""
+        text = f"{type(error).__name__}{what} (its traceback could not be formatted: {type(broken).__name__})\n"
     pickled: bytes | None
     try:
         pickled = codec.dumps(error, to_parent=to_parent)

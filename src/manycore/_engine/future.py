@@ -69,7 +69,8 @@ def outcome_of(status: int, data: Any, where: str) -> tuple[Any, BaseException |
         remote.__cause__ = RemoteTraceback(text)
         return None, remote
     if status == frames.UNDECODABLE:
-        error = TaskPicklingError(f"the arguments of {where} could not be rebuilt in the worker: {name}")
+        why = f"{name}: {_last_line(text)}"
+        error = TaskPicklingError(f"the arguments of {where} could not be rebuilt in the worker: {why}")
     elif status == frames.UNPICKLABLE:
         error = ResultPicklingError(f"the result of {where} could not be pickled: {name}: {_last_line(text)}")
     else:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from manycore._launch import interpreter, wire
+from manycore._memory.memfd import create_memfd
 
 if TYPE_CHECKING:
     from manycore._launch.child import Child
@@ -164,7 +165,7 @@ def high(fd: int) -> int:
 
 def memfd(data: bytes) -> int:
     """A memfd that holds `data`."""
-    fd = os.memfd_create("manycore-payload", os.MFD_CLOEXEC)
+    fd = create_memfd("manycore-payload")
     try:
         view = memoryview(data)
         while view:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import faulthandler
 import os
 
+from manycore._memory.memfd import create_memfd
+
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from typing import Any
@@ -37,7 +39,7 @@ class LastWords:
     _close = staticmethod(os.close)  # at the interpreter's end the module's globals go before the last objects
 
     def __init__(self, fd: int | None = None) -> None:
-        self._fd = os.memfd_create("manycore-last-words", os.MFD_CLOEXEC) if fd is None else fd
+        self._fd = create_memfd("manycore-last-words") if fd is None else fd
 
     def __del__(self) -> None:
         if self._fd >= 0:

@@ -10,6 +10,7 @@ import os
 from multiprocessing import reduction
 
 from manycore._memory import codec
+from manycore._memory.memfd import create_memfd
 
 TYPE_CHECKING = False  # every process imports this module, so it imports little itself
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Outcome:
     _close = staticmethod(os.close)  # at the interpreter's end the module's globals go before the last objects
 
     def __init__(self, fd: int | None = None) -> None:
-        self._fd = os.memfd_create("manycore-outcome", os.MFD_CLOEXEC) if fd is None else fd
+        self._fd = create_memfd("manycore-outcome") if fd is None else fd
 
     def __del__(self) -> None:
         if self._fd >= 0:

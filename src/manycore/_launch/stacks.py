@@ -19,6 +19,7 @@ import signal
 import time
 
 from manycore._launch import wire
+from manycore._memory.memfd import create_memfd
 
 __all__ = ["answers", "install", "read"]
 
@@ -33,7 +34,7 @@ def install() -> None:
     global _fd
     if _handles(os.getpid()):
         return
-    _fd = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
+    _fd = create_memfd("manycore-stacks")
     faulthandler.register(wire.STACK_SIGNAL, file=_fd, all_threads=True)
 
 

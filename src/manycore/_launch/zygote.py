@@ -48,6 +48,7 @@ import time
 from manycore._launch import last_words, threads, wire, worker
 from manycore._memory import keeper
 from manycore._memory.keeper import Keeper
+from manycore._memory.memfd import create_memfd
 from manycore._native import process as _native
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
@@ -195,7 +196,7 @@ class Zygote:
         if count > 1:
             blame = ", ".join(self._preloaded) or "what the interpreter imports at its start (sitecustomize, *.pth)"
             raise OSError(errno.EDEADLK, f"it has {count} threads, which a fork does not copy; from one of: {blame}")
-        stack = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
+        stack = create_memfd("manycore-stacks")
         lifeline = -1
         try:
             lifeline = os.open(f"/proc/self/fd/{wire.LIFELINE_FD}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -491,7 +492,7 @@ def main(parent_pid: int, keeper_ends: int) -> NoReturn:
         _native.set_child_subreaper()
     except OSError:
         pass
-    stack = os.memfd_create("manycore-stacks", os.MFD_CLOEXEC)
+    stack = create_memfd("manycore-stacks")
     if stack != wire.STACK_FD:
         os.dup2(stack, wire.STACK_FD, inheritable=False)
     given = [wire.CONTROL_FD, wire.LIFELINE_FD, wire.PARENT_FD, wire.LIFELINE_WRITE_FD, wire.PARENT_PIPE_FD]

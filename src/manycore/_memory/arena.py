@@ -50,6 +50,7 @@ Ref = tuple[int, int]
 # never made into another.
 _SPREAD = 16
 _LEAST_FILE_BYTES = 1 << 30
+_MOST_FILE_BYTES = 1 << 46
 
 # Idle memory that an arena keeps while it is used: enough for both sides of a few large arrays.
 _RESERVE_SHARE = 4  # a quarter of the budget,
@@ -129,7 +130,7 @@ class Arena(BlockArena):
             raise ValueError(f"an arena has a budget of at least 1 MiB, not {budget_bytes} bytes")
         if reserve_bytes is None:
             reserve_bytes = min(max(budget_bytes // _RESERVE_SHARE, _LEAST_RESERVE_BYTES), _MOST_RESERVE_BYTES)
-        file_bytes = max(budget_bytes * _SPREAD, _LEAST_FILE_BYTES)
+        file_bytes = min(max(budget_bytes * _SPREAD, _LEAST_FILE_BYTES), _MOST_FILE_BYTES)
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         if limit != resource.RLIM_INFINITY:
             file_bytes = min(file_bytes, limit)

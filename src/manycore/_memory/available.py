@@ -67,7 +67,7 @@ def _inactive_file_bytes(path: str) -> int:
 
 def available_bytes() -> int:
     """Bytes that can be taken without the system killing somebody, as far as it says."""
-    machine = 1 << 62
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         fields: dict[str, int] = {}
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -77,7 +77,7 @@ def available_bytes() -> int:
                     fields[key] = int(value.split()[0]) * 1024
         machine = fields["MemAvailable"] + fields.get("SwapFree", 0)
     except (OSError, ValueError, KeyError):
-        pass  # no /proc: the kernel is the judge
+        pass  # no /proc, or no descriptor left to read it: the kernel is the judge
     group = _group_bytes()
     return machine if group is None else min(machine, group)
 

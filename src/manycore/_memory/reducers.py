@@ -200,7 +200,8 @@ def _reduce_ndarray(pickler: Pickler, value: Any) -> Any:
         if flags.c_contiguous:
             return _ndarray, (value.shape, dtype.str, PickleBuffer(value), "C")
         if flags.f_contiguous:
-            return _ndarray, (value.shape, dtype.str, PickleBuffer(value), "F")
+            # transposed, since pickle in band cannot write a long buffer that is not in C order
+            return _ndarray, (value.shape, dtype.str, PickleBuffer(value.T), "F")
     if dtype.itemsize == 0:
         return NotImplemented
     order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"

@@ -38,6 +38,7 @@ from weakref import WeakValueDictionary
 
 from manycore._memory import keeper
 from manycore._memory.available import require_bytes
+from manycore._memory.memfd import create_memfd
 from manycore._native.mapping import Mapping, allocate
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
@@ -54,29 +55,6 @@ _CHECKED_BYTES = 8 << 20
 # (device, inode) -> the one segment of this process over that memory
 _known: WeakValueDictionary[tuple[int, int], Segment] = WeakValueDictionary()
 _known_lock = threading.RLock()  # guards the step from "not in _known" to "in _known"; re-entered by a finalizer
-
-
-def create_memfd(name: str) -> int:
-    """A new, empty, nameless file in memory, closed on exec.
-
-    A memfd; where the system refuses it (an old kernel, a sandbox), a file without a name in /dev/shm, which
-    does the same but cannot be sealed, and is bounded by the size of that file system.
-
-    Raises:
-        OSError: The system refused (descriptor limit, no memory), with what was wanted in the message.
-    """
-    try:
-        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except OSError as error:
-        refused = error
-    if refused.errno in {errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL}:
-        try:
-            return os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # noqa: S108  (it has no name)
-        except OSError as error:
-            refused = error
-    raise OSError(
-        refused.errno, f"cannot create shared memory {name!r}: {os.strerror(refused.errno or 0)}"
-    ) from refused
 
 
 def seal(fd: int, more: int = 0) -> None:
