@@ -27,6 +27,9 @@ __all__ = ["Function", "FunctionTable", "name_of"]
 # Functions that the table keeps for the next call, beside those that tasks still use.
 KEPT: Final = 512
 
+# And their bytes: a partial object can hold a table of any size.
+KEPT_BYTES: Final = 64 << 20
+
 # Kinds of callables that have a name of their own and compare by identity.
 _NAMED: Final = frozenset((FunctionType, BuiltinFunctionType, type))
 
@@ -78,6 +81,7 @@ class FunctionTable:
         self._by_name: dict[tuple[Any, int], Function] = {}  # importable functions, which never change
         self.known: dict[Any, Function] = {}  # those of them that are called, for who looks here first
         self._by_bytes: dict[bytes, Range] = {}  # in order of use
+        self._bytes = 0  # of its keys
         self._last: tuple[bytes, Function] | tuple[None, None] = (None, None)
 
     def get(self, function: Callable[..., Any], flags: int = frames.CHUNK) -> Function:
@@ -117,7 +121,10 @@ class FunctionTable:
             if place is None:
                 place = self._spool.put(data)
                 self.sent_bytes += len(data)
+                self._bytes += len(data)
             self._by_bytes[data] = place
-            if len(self._by_bytes) > KEPT:
-                del self._by_bytes[next(iter(self._by_bytes))]
+            while len(self._by_bytes) > 1 and (len(self._by_bytes) > KEPT or self._bytes > KEPT_BYTES):
+                oldest = next(iter(self._by_bytes))
+                self._bytes -= len(oldest)
+                del self._by_bytes[oldest]
         return place

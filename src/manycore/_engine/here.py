@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     NamedTuple = object
 
-__all__ = ["CurrentTask", "CurrentWorker", "become", "cores", "current_task", "current_worker"]
+__all__ = ["CurrentTask", "CurrentWorker", "become", "cores", "current_task", "current_worker", "task_number"]
 
 
 class CurrentTask(NamedTuple):
@@ -60,15 +60,18 @@ class CurrentWorker:
         state: What the initializer returned; None without one. It may be set.
     """
 
-    __slots__ = ("_look", "cores", "index", "pid", "pool", "state")
+    __slots__ = ("_look", "_number", "cores", "index", "pid", "pool", "state")
 
-    def __init__(self, index: int, pool: str, cores: int, look: Callable[[], CurrentTask | None]) -> None:
+    def __init__(
+        self, index: int, pool: str, cores: int, look: Callable[[], CurrentTask | None], number: Callable[[], int]
+    ) -> None:
         self.index = index
         self.pool = pool
         self.cores = cores
         self.pid = os.getpid()
         self.state: Any = None
         self._look = look
+        self._number = number
 
     def __repr__(self) -> str:
         return f"<worker {self.index} of pool {self.pool!r}, pid {self.pid}>"
@@ -90,6 +93,11 @@ def current_worker() -> CurrentWorker | None:
     """
     worker = _worker
     return worker if worker is not None and worker.pid == os.getpid() else None
+
+
+def task_number() -> int:
+    """The number of the task that the worker is at; 0 outside of one."""
+    return 0 if _worker is None else _worker._number()
 
 
 def cores() -> int:

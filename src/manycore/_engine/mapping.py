@@ -31,7 +31,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from manycore import errors
 from manycore._engine import frames
+from manycore._engine.constants import Repeated, repeated_places
 from manycore._engine.death import shorten
+from manycore._engine.functions import name_of
 from manycore._engine.future import outcome_of
 from manycore.errors import PoolClosed, ResultLost
 
@@ -175,10 +177,13 @@ class MapRun:
     def __init__(self, engine: Engine, function: Callable[..., Any], items: Iterable[Any], options: MapOptions) -> None:
         self._engine = engine
         self._options = options
-        self._function = engine.outbox.functions.get(function, frames.CHUNK | (frames.STAR if options.star else 0))
         self._lazy = options.lazy
         if not options.lazy and not isinstance(items, Sized):
             items = list(items)
+        self._others: Callable[[Any], tuple[Any, ...]] | None = None  # what is sent of an item, where it is not all
+        if options.star and type(items) is list:
+            function = self._without_repeated(function, items)
+        self._function = engine.outbox.functions.get(function, frames.CHUNK | (frames.STAR if options.star else 0))
         self._left = len(items) if isinstance(items, Sized) else None  # items not sent yet, where known
         self._source: Iterator[Any] | None = iter(items)  # None once it has ended
         self._supply: deque[Any] = deque()  # read and not sent; lazy runs only
@@ -209,6 +214,21 @@ class MapRun:
         self._rest: Iterator[Outcome] = iter(())
         self._listener: Callable[[], object] | None = None  # an event loop's: called when there are news
         self.turn_began = 0.0  # when the loop's task that consumes had others run
+
+    def _without_repeated(self, function: Any, items: list[Any]) -> Any:
+        """Large arguments that are the same for all items are sent with the function; see constants.py."""
+        places = repeated_places(items) if callable(function) else ()
+        if not places:
+            return function
+        try:
+            repeated = Repeated(function, name_of(function), places, [items[0][place] for place in places])
+        except Exception:  # they are short, or cannot be pickled, which the items will say
+            return function
+        kept = [place for place in range(len(items[0])) if place not in places]
+        self._others = lambda item: tuple(item[place] for place in kept)
+        self._repeated = repeated  # whose file is to be there while tasks may begin
+        self._engine.outbox.functions.sent_bytes += repeated.size
+        return repeated
 
     @property
     def lazy(self) -> bool:
@@ -292,7 +312,7 @@ class MapRun:
         try:
             task: Task = self._engine.outbox.encode(
                 self._function,
-                items,
+                items if self._others is None else [self._others(item) for item in items],
                 self,
                 count=len(items),
                 chunk=True,

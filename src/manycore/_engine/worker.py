@@ -62,6 +62,9 @@ NAME_BYTES: Final = 64
 # Functions that a worker keeps loaded. Each costs its code and its closure; a forgotten one is loaded again.
 FUNCTIONS_KEPT: Final = 256
 
+# What they may capture together, pickled: a partial object can hold a table of any size.
+BYTES_KEPT: Final = 64 << 20
+
 # Policies that a worker keeps ready; a pool has few.
 GUARDS_KEPT: Final = 256
 
@@ -76,6 +79,7 @@ class _Functions:
     def __init__(self, spool_fd: int) -> None:
         self._spool_fd = spool_fd
         self._loaded: OrderedDict[tuple[int, int], tuple[Callable[..., Any], bytes | None]] = OrderedDict()
+        self._bytes = 0  # of the pickles of those that are loaded
         self._last_by_value: tuple[int, int] | None = None
 
     def get(self, offset: int, length: int) -> Callable[..., Any]:
@@ -94,8 +98,10 @@ class _Functions:
         else:
             data = None
         self._loaded[key] = (function, data)
-        if len(self._loaded) > FUNCTIONS_KEPT:
-            self._loaded.popitem(last=False)
+        self._bytes += length
+        while len(self._loaded) > 1 and (len(self._loaded) > FUNCTIONS_KEPT or self._bytes > BYTES_KEPT):
+            (_, size), _ = self._loaded.popitem(last=False)
+            self._bytes -= size
         return function
 
 
@@ -122,6 +128,10 @@ class _Worker:
         self.tries = 0  # and how often that one had begun before
         self.guards: dict[tuple[int, int], Guard] = {}  # by where they are in the spool
         self.guard: Guard | None = None  # of the task that was begun last
+
+    def number(self) -> int:
+        """The number of the task that is begun; 0 for none."""
+        return self.tasks.status(self.index)[0]
 
     def look(self) -> CurrentTask | None:
         """The task that runs now."""
@@ -359,7 +369,7 @@ def main(payload: bytes, fds: list[int]) -> int:
     if setup["blas_threads"]:
         limit_threads(setup["blas_threads"])
     worker = _Worker(index, tasks, results, fds, setup["arenas"])
-    current = CurrentWorker(index, setup["pool"], setup["cores"], worker.look)
+    current = CurrentWorker(index, setup["pool"], setup["cores"], worker.look, worker.number)
     here.become(current)
     if setup["logs"] is not None:
         forward(LogSource(index, setup["pool"], tasks, results), *setup["logs"])
