@@ -127,6 +127,8 @@ class _Shared(RecordQueue):
 
     def __repr__(self) -> str:
         kind = type(self)
+        if self._fd < 0:
+            return f"<{kind.__module__}.{kind.__qualname__} without memory at {id(self):#x}>"
         return f"<{kind.__module__}.{kind.__qualname__} of {self.qsize()} items at {id(self):#x}>"
 
     __class_getitem__: Any = classmethod(GenericAlias)

@@ -1,4 +1,4 @@
-"""Are queues and channels between processes linearizable? For each recorded history, an order is sought that explains it.
+"""Are queues and channels between processes linearizable? An order is sought that explains each recorded history.
 
 Each process notes when each of its calls began and ended, by the one monotonic clock. A history is right when every
 call can be given one instant between the two, so that in the order of these instants a plain first-in-first-out
@@ -15,6 +15,7 @@ import queue
 import random
 import sys
 import time
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -124,7 +125,7 @@ def test_histories_of_several_processes_are_those_of_a_queue(kind: Any, rng: ran
         capacity = rng.choice([1, 2, 3, 0] if kind is queues.Queue else [1, 2, 3])
         calls = record(kind(capacity), rng.randrange(1 << 30))
         ordered = sorted(calls)
-        overlaps += sum(one.end_ns > other.begin_ns for one, other in zip(ordered, ordered[1:], strict=False))
+        overlaps += sum(one.end_ns > other.begin_ns for one, other in pairwise(ordered))
         assert explains(calls, capacity), f"capacity {capacity}:\n" + "\n".join(map(str, ordered))
     assert overlaps > HISTORIES
 
@@ -135,7 +136,8 @@ def test_the_search_tells_right_from_wrong() -> None:
     assert not explains([put, got._replace(end_ns=-1, begin_ns=-2)], 1)  # got before it was put
     assert not explains([put, got, got._replace(begin_ns=20, end_ns=30)], 1)  # twice
     second = Call(11, 12, True, "b", False)
-    assert not explains([put, second, Call(13, 14, False, "b", False), Call(15, 16, False, "a", False)], 0)  # out of order
+    swapped = [Call(13, 14, False, "b", False), Call(15, 16, False, "a", False)]
+    assert not explains([put, second, *swapped], 0)  # out of order
     assert explains([put, second._replace(refused=True)], 1)
     assert not explains([put, second], 1)  # it was full
     assert not explains([put, Call(11, 12, False, None, True)], 1)  # it was not empty

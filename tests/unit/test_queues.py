@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import manycore
-from manycore import errors, queues
+from manycore import errors, queues, select
 
 FORK = multiprocessing.get_context("fork")
 
@@ -348,6 +348,11 @@ def test_bad_arguments() -> None:
         queues.Queue("3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max"):
         queues.Queue().get_many(0)
+    unmade: Any = queues.Queue.__new__(queues.Queue)
+    assert "without memory" in repr(unmade)
+    for use in (unmade.get, unmade.qsize, unmade.shutdown, lambda: unmade.put(1), lambda: select(unmade, timeout=0)):
+        with pytest.raises(RuntimeError, match="was not called"):
+            use()
 
 
 def _count(many: Any, results: Any) -> None:

@@ -69,6 +69,7 @@ cdef extern from "queue.h" nogil:
     void mc_queue_close(mc_queue_handle *q)
     mc_queue_place mc_queue_look(mc_queue_end *end)
     void mc_queue_publish(mc_queue_end *end, mc_queue_cursor cursor, uint64_t count)
+    uint64_t mc_queue_free_bytes(mc_queue *s)
     void mc_queue_touch(mc_queue_end *end)
     bint mc_queue_is_awaited(mc_queue_waits *waits)
     uint64_t mc_queue_size(mc_queue *s)
@@ -116,8 +117,11 @@ cdef class RecordQueue:
     cdef readonly bint closed  # by this object's owner; says nothing about other processes
     cdef object shut_down_error
     cdef uint64_t checked_blocks  # the file may grow to this many before somebody looks whether there is memory
+    cdef uint64_t lingered  # items that had been taken when waiting for memory was last in vain
     cdef uint64_t told  # tasks that were lost, as far as `join` has said so here
 
+    cdef mc_queue *memory(self) except NULL
+    cdef int linger(self, tuple record) except -1
     cdef tuple encode(self, object value)
     cdef object decode(self, tuple record)
     cdef bint lock(self, mc_lock *lock, int64_t deadline_ns) except -1

@@ -27,6 +27,10 @@ cdef extern from "plain.h":
 
 DEF LARGE = 65536  # bytes whose copying is worth giving up the interpreter, about 5 us
 
+# A large record that would be written into memory which was never used waits for readers to give some back: as long
+# as that memory would cost at most, so it is never much slower than not waiting. Below 4 MiB the file just grows.
+cdef double FRESH_NS = 0.5  # a byte of memory that the system has to clear; measured, 0.4 to 1.5
+cdef uint32_t FREE_TO_GROW = 128  # blocks
 cdef uint64_t CHECKED_BLOCKS = 512  # 16 MiB; looking costs some 50 us
 cdef int64_t PATIENCE_NS = 100000000  # of who will not wait, for a lock that is held while a record is copied
 cdef int EVERYBODY = 0x7fffffff
@@ -80,6 +84,7 @@ cdef class RecordQueue:
         self.shut_down_error = shut_down_error
         self.checked_blocks = CHECKED_BLOCKS
         self.told = mc_queue_lost(self.handle.shared)
+        self.lingered = 0xffffffffffffffff
 
     def __dealloc__(self):
         mc_queue_close(&self.handle)
@@ -98,6 +103,11 @@ cdef class RecordQueue:
     def _decode(self, data, buffers):
         """The value of pieces."""
         return _loads(data)
+
+    cdef mc_queue *memory(self) except NULL:
+        if self.handle.shared is NULL:
+            raise RuntimeError(f"{type(self).__name__}.__init__ was not called")
+        return self.handle.shared
 
     cdef tuple encode(self, object value):
         if type(value) is bytes:
@@ -147,12 +157,37 @@ cdef class RecordQueue:
     # Writing
 
     cdef int require(self) except -1:
-        cdef mc_queue *s = self.handle.shared
-        if s is NULL:
-            raise RuntimeError("this queue has no memory")
+        cdef mc_queue *s = self.memory()
         if s.allocated > self.checked_blocks and s.free_count < 128:  # it is about to grow
             self._require(CHECKED_BLOCKS * MC_QUEUE_BLOCK)
             self.checked_blocks = s.allocated + CHECKED_BLOCKS
+        return 0
+
+    cdef int linger(self, tuple record) except -1:
+        """Waits a moment for used memory, where readers are at work."""
+        cdef mc_queue *s = self.memory()
+        cdef uint64_t size = 0, got
+        cdef mc_waiting waiting
+        cdef uint32_t seen
+        if <int>record[0] == CODED:
+            for piece in record[1]:
+                size += len(piece)
+        else:
+            size = PyBytes_GET_SIZE(record[1])
+        if size < LARGE or s.allocated < FREE_TO_GROW or mc_queue_free_bytes(s) >= size:
+            return 0
+        got = mc_queue_look(&s.head).count
+        if got == self.lingered:  # nobody has read since that was tried in vain
+            return 0
+        mc_waiting_begin(&waiting, mc_now_ns() + <int64_t>(size * FRESH_NS))
+        while True:
+            seen = mc_queue_load32(&s.head.version)
+            if mc_queue_free_bytes(s) >= size or not mc_queue_has_items(s):
+                break
+            if not self.sleep(&s.head.version, &s.room, seen, &waiting):
+                self.lingered = mc_queue_look(&s.head).count
+                break
+        mc_queue_left(&s.room, &waiting)
         return 0
 
     cdef int copy_in(self, mc_queue_cursor *cursor, object piece) except -1:
@@ -196,7 +231,7 @@ cdef class RecordQueue:
 
     cdef Py_ssize_t put_records(self, list records, Py_ssize_t first, int64_t deadline_ns) except -1:
         """Puts as many as there is room for, one at least; how many. 0 when the time is up."""
-        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue *s = self.memory()
         cdef mc_queue_place place
         cdef mc_queue_cursor cursor
         cdef mc_waiting waiting
@@ -204,6 +239,8 @@ cdef class RecordQueue:
         cdef Py_ssize_t many = len(records) - first, done
         cdef uint64_t room
         self.require()
+        if deadline_ns:
+            self.linger(<tuple>records[first])
         mc_waiting_begin(&waiting, deadline_ns)
         try:
             while True:
@@ -329,15 +366,13 @@ cdef class RecordQueue:
 
     cdef list get_records(self, Py_ssize_t most, int64_t deadline_ns):
         """One record at least, as many as there are up to `most`; None when the time is up."""
-        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue *s = self.memory()
         cdef mc_queue_place head, tail
         cdef mc_queue_cursor cursor
         cdef mc_waiting waiting
         cdef uint32_t seen, first
         cdef uint64_t many, index
         cdef list records
-        if s is NULL:
-            raise RuntimeError("this queue has no memory")
         mc_waiting_begin(&waiting, deadline_ns)
         try:
             while True:
@@ -372,7 +407,7 @@ cdef class RecordQueue:
                     mc_queue_give_back(&self.handle, head.block, cursor.block)
                 finally:
                     mc_lock_release(&s.readers)
-                if s.most:
+                if s.most or cursor.block != head.block:
                     many = EVERYBODY if s.meets or many > <uint64_t>EVERYBODY else many
                     mc_queue_wake(&s.room, many)
                 return records
@@ -433,19 +468,19 @@ cdef class RecordQueue:
 
     def qsize(self):
         """The number of items, this moment."""
-        return mc_queue_size(self.handle.shared)
+        return mc_queue_size(self.memory())
 
     def empty(self):
         """Whether there is no item, this moment."""
-        return not mc_queue_has_items(self.handle.shared)
+        return not mc_queue_has_items(self.memory())
 
     def full(self):
         """Whether there is no room, this moment."""
-        return not mc_queue_has_room(self.handle.shared)
+        return not mc_queue_has_room(self.memory())
 
     @property
     def _maxsize(self):
-        return self.handle.shared.most
+        return self.memory().most
 
     @property
     def _fd(self):
@@ -453,7 +488,7 @@ cdef class RecordQueue:
 
     def _memory_bytes(self):
         """Bytes that the queue's file has had, for all processes together."""
-        return self.handle.shared.allocated * <uint64_t>MC_QUEUE_BLOCK
+        return self.memory().allocated * <uint64_t>MC_QUEUE_BLOCK
 
     def _close(self):
         self.closed = True
@@ -464,7 +499,7 @@ cdef class RecordQueue:
         Args:
             immediate: Discard what is in the queue.
         """
-        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue *s = self.memory()
         cdef mc_queue_place head, tail
         cdef mc_queue_cursor cursor
         mc_queue_store32(&s.closed, 1)
@@ -491,7 +526,7 @@ cdef class RecordQueue:
 
     def _task_done(self):
         """One item that was taken has been dealt with; ValueError where there is none."""
-        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue *s = self.memory()
         cdef bint right
         self.lock(&s.readers, MC_NEVER)
         right = mc_queue_done(s, mc_self())
@@ -503,7 +538,7 @@ cdef class RecordQueue:
 
     def _join(self):
         """Wait until every item that was put has been dealt with, or is lost; how many were lost since the last call."""
-        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue *s = self.memory()
         cdef mc_waiting waiting
         cdef uint32_t seen
         cdef uint64_t lost
@@ -526,24 +561,24 @@ cdef class RecordQueue:
 
     def _ready(self, int side):
         """Whether a call on that side would not have to wait."""
-        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue *s = self.memory()
         if side:
             return mc_queue_has_room(s) or mc_queue_load32(&s.closed) != 0
         return mc_queue_has_items(s) or mc_queue_load32(&s.closed) != 0
 
     def _watch(self, int side, int fd, uint64_t inode):
         """A slot for the bell that is this pipe; -1 when there is none."""
-        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue *s = self.memory()
         return mc_bells_enter(&s.room.bells if side else &s.items.bells, mc_self(), fd, inode)
 
     def _arm(self, int side, int slot):
         """Have the bell rung at the next change."""
-        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue *s = self.memory()
         mc_queue_arm(&s.room if side else &s.items, slot)
 
     def _unwatch(self, int side, int slot):
         """Give the slot back."""
-        cdef mc_queue *s = self.handle.shared
+        cdef mc_queue *s = self.memory()
         mc_bells_leave(&s.room.bells if side else &s.items.bells, mc_self(), slot)
 
     # Items that are pickled once and put when there is room
@@ -561,4 +596,4 @@ cdef class RecordQueue:
     @property
     def _is_shut(self):
         """Whether nothing is put any more."""
-        return mc_queue_load32(&self.handle.shared.closed) != 0
+        return mc_queue_load32(&self.memory().closed) != 0
