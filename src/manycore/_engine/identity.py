@@ -14,6 +14,7 @@ import sys
 from functools import partial
 
 from manycore._engine.imports import when_imported
+from manycore._memory.modules import loaded
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _own: tuple[str, bytes] | None = None
 def of_workers() -> Identity:
     """The identity that this process gives its workers."""
     global _own
-    process = sys.modules.get(_PROCESS)
+    process = loaded(_PROCESS)
     if process is not None:
         current = process.current_process()
         return (current.name, os.getpid(), bytes(current.authkey))

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from importlib.machinery import PathFinder
 
+from manycore._memory.modules import loaded
+
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ __all__ = ["when_imported"]
 
 def when_imported(name: str, call: Callable[[Any], object]) -> None:
     """Call `call(module)`: now if the module is there, else as soon as its first import has run its code."""
-    module = sys.modules.get(name)
+    module = loaded(name)
     if module is None:
         sys.meta_path.insert(0, _Finder(name, call))
     else:

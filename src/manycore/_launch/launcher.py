@@ -51,6 +51,7 @@ from manycore._launch.handle import (
     warn_of_preload,
 )
 from manycore._memory import keeper
+from manycore._memory.modules import loaded
 
 _REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
 _ORPHAN_GRACE_S = 0.2  # for init to reap the child of a dead zygote, which is when the kernel tells its exit code
@@ -113,7 +114,7 @@ class Launcher:
         on_exit: Callable[[Child], None] | None,
         linger: bool,
     ) -> Child:
-        process = sys.modules.get("multiprocessing.process")
+        process = loaded("multiprocessing.process")
         if process is not None and getattr(process.current_process(), "_inheriting", False):
             raise RuntimeError(_IMPORTING_MAIN)
         if len(fds) > wire.MAX_FDS:
@@ -525,7 +526,7 @@ def _at_exit() -> None:
     try:
         if _is_interrupted():
             _end_interrupted()
-        util = sys.modules.get("multiprocessing.util")
+        util = loaded("multiprocessing.util")
         if util is not None:  # it waits for the processes that the interpreter is to wait for; ours may be among them
             util._exit_function()
     except KeyboardInterrupt:  # while it waits

@@ -19,7 +19,6 @@ import marshal
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from multiprocessing import context as _std_context
@@ -31,6 +30,7 @@ from manycore._launch import launcher, main_module, oom, tree, watch
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import bury, exit_code_from_kernel, is_ready
 from manycore._memory import codec
+from manycore._memory.modules import loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +161,7 @@ def _title(process_obj: BaseProcess) -> str:
 
 def _tracker_fd() -> int | None:
     """The standard resource tracker's pipe, if there is one: what a child makes is then tracked with what we made."""
-    tracker = sys.modules.get("multiprocessing.resource_tracker")
+    tracker = loaded("multiprocessing.resource_tracker")
     return None if tracker is None else tracker._resource_tracker._fd
 
 

@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import _pickle as pickle  # the same, without `re` and what else `pickle` imports
 import io
-import sys
 import types
 import weakref
 from collections.abc import Callable, Sequence
 
 from manycore._memory import reducers
 from manycore._memory.by_value import Memo, Shipment
+from manycore._memory.modules import loaded
 from manycore._memory.namespaces import become_worker, describe_main, find, importable, keep_main
 from manycore._memory.rebuild import install
 from manycore._native.codec import PACKED_MARK, is_plain, pack, unpack
@@ -91,7 +91,7 @@ class Pickler(pickle.Pickler):
                 return reducers.reduce_class(self, value)
             reducer = reducers.meet(kind)
             if reducer is None:
-                if kind.__module__ == "socket" and "multiprocessing.reduction" not in sys.modules:
+                if kind.__module__ == "socket" and loaded("multiprocessing.reduction") is None:
                     return _reduce_unregistered(value)
                 return NotImplemented
         return reducer(self, value)
@@ -99,7 +99,7 @@ class Pickler(pickle.Pickler):
 
 def _registered() -> dict[type, Any]:
     """What was registered with `ForkingPickler`; nobody can have, before its module was imported."""
-    reduction = sys.modules.get("multiprocessing.reduction")
+    reduction = loaded("multiprocessing.reduction")
     return reduction.ForkingPickler._extra_reducers if reduction is not None else {}
 
 

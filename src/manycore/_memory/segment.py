@@ -30,7 +30,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -39,6 +38,7 @@ from weakref import WeakValueDictionary
 from manycore._memory import keeper
 from manycore._memory.available import require_bytes
 from manycore._memory.memfd import create_memfd
+from manycore._memory.modules import loaded
 from manycore._native.mapping import Mapping, allocate
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
@@ -241,7 +241,7 @@ def send_fd(fd: int, owner: object, size: int = 0) -> tuple[int, int] | Any:
         owner: Who keeps it open.
         size: Bytes that the owner holds.
     """
-    context = sys.modules.get("multiprocessing.context")  # not loaded: nobody is spawning
+    context = loaded("multiprocessing.context")  # not loaded: nobody is spawning
     if context is not None and context.get_spawning_popen() is not None:
         from multiprocessing.reduction import DupFd
 

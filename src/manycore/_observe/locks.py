@@ -16,11 +16,12 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from manycore._memory.modules import loaded
 
 __all__ = ["Held", "Owner", "Waiter", "deadlocks", "describe", "lock_table", "process_name", "report", "thread_name"]
 
@@ -66,7 +67,7 @@ def _comm(path: str) -> str:
 def process_name(pid: int) -> str:
     """The name of a process: its own one's as Python knows it, another's as its title says, or the kernel."""
     if pid == os.getpid():
-        module = sys.modules.get("multiprocessing.process")
+        module = loaded("multiprocessing.process")
         return str(module.current_process().name) if module is not None else "MainProcess"
     title = _comm(f"/proc/{pid}/cmdline").partition("\0")[0]
     return title.removeprefix(_TITLE) if title.startswith(_TITLE) else _comm(f"/proc/{pid}/comm")
