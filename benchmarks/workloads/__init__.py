@@ -42,6 +42,7 @@ NAMES = (
     "shared_block",
     "ring",
     "manager",
+    "actor",
 )
 
 

@@ -1,22 +1,33 @@
 """Connections: pipes between processes, and listeners and clients over sockets.
 
-The standard module's names. What a `Pipe` gives is safe for several threads of a process: each message is
-sent, and received, under a lock of its own direction, so two threads never mix their bytes. It sends what
-manycore's codec can: functions and classes of `__main__`, lambdas and closures too.
+      send: pickle, one system call   ==>  the kernel's buffer  ==>   recv: looks for a while, then sleeps
+
+The standard module's names, and the standard library's bytes (`c/wire.h`). What a `Pipe` gives is safe for several
+threads of a process: each message is sent, and received, under a lock of its own direction, so two threads never mix
+their bytes. It sends what manycore's codec can: functions and classes of `__main__`, lambdas and closures too.
 
 `Listener` and `Client` speak the standard library's protocol, with its authentication, and pickle as it
 does, so that the other side may be a program of the standard library. Their connections have the locks too.
 
+What was sent is in the kernel's buffers and nowhere else. So a connection can be waited for by its descriptor, given
+to other processes and left to a fork like a standard one, and outlives whoever has sent.
+
 Invariants:
     the lock of a direction is held from a message's first byte to its last
     a forked child has locks of its own, so a thread that held one at the fork blocks nobody
-If a process dies: its ends are closed by the kernel; the other side gets EOFError, or BrokenPipeError.
-Unlike multiprocessing.connection: two threads may send on one connection, and two may receive.
+    nothing is read beyond a message, and none is left half sent or half read: where an interrupt (an exception of a
+        signal handler) stops a send in its midst, the connection is closed; a receive goes on at the next call
+If a process dies: its ends are closed by the kernel; the other side gets EOFError once it has received what was sent
+    whole, or BrokenPipeError.
+Unlike multiprocessing.connection: two threads may send on one connection, and two may receive; the waiting receiver
+    spins before it sleeps, for as long as that pays.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import select
 import socket
 import threading
@@ -40,6 +51,8 @@ from typing import Any
 
 from manycore import _authentication
 from manycore._memory import codec
+from manycore._native.codec import is_plain
+from manycore._native.wire import Wire
 
 AUTH_TIMEOUT = 10.0  # seconds that a client has for the handshake; slow networks need some tenths
 
@@ -69,73 +82,140 @@ __all__ = [
 ]
 
 
-class _Locks:
-    """The locks of one connection in one process."""
+class _Wired(_standard.Connection):
+    """The standard connection over our `Wire`, pickling as the standard library does."""
 
-    __slots__ = ("pid", "receiving", "sending")
+    def __init__(self, handle: int, readable: bool = True, writable: bool = True) -> None:
+        super().__init__(handle, readable, writable)
+        self._wire = Wire()
 
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.sending = threading.Lock()
-        self.receiving = threading.Lock()
+    def _fd(self, allowed: bool, what: str) -> int:
+        fd: int | None = self._handle  # type: ignore[attr-defined]
+        if fd is None:
+            raise OSError("handle is closed")
+        if not allowed:
+            raise OSError(f"connection is {what}-only")
+        return fd
 
-
-class _Locked(_standard.Connection):
-    """The standard connection, with a lock for each direction."""
-
-    _own: _Locks | None = None
-
-    def _locks(self) -> _Locks:
-        own = self._own
-        if own is None or own.pid != os.getpid():
-            own = self.__dict__.setdefault("_own", _Locks()) if own is None else _Locks()
-            self._own = own
-        return own
+    def _send(self, data: Any) -> None:
+        fd = self._fd(self._writable, "read")  # type: ignore[attr-defined]
+        try:
+            self._wire.send(fd, data)
+        except BaseException:
+            if self._wire.torn:  # an interrupt amidst a message: what came next would be taken for its rest
+                self.close()
+            raise
 
     def send(self, obj: Any) -> None:
-        """Send an object; it is pickled before the lock is taken."""
-        self._check_closed()  # type: ignore[attr-defined]
-        self._check_writable()  # type: ignore[attr-defined]
-        data = self._dumps(obj)
-        with self._locks().sending:
-            self._send_bytes(data)  # type: ignore[attr-defined]
+        """Send an object.
+
+        Raises:
+            TaskPicklingError: A part of it cannot be pickled; nothing was sent.
+            BrokenPipeError: The other end is closed, or its process dead.
+            OSError: This end is closed, or only receives.
+        """
+        self._fd(self._writable, "read")  # type: ignore[attr-defined]
+        self._send(self._dumps(obj))
 
     def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
-        """Send bytes as one message."""
-        with self._locks().sending:
-            super().send_bytes(buf, offset, size)
+        """Send bytes as one message.
+
+        Args:
+            buf: Anything with a buffer.
+            offset: Where in it to begin, in bytes.
+            size: How many bytes; None is all that follow.
+        """
+        self._fd(self._writable, "read")  # type: ignore[attr-defined]
+        if offset or size is not None or type(buf) is not bytes:
+            view = memoryview(buf)
+            if view.itemsize > 1:
+                view = view.cast("B")
+            if offset < 0:
+                raise ValueError("offset is negative")
+            if len(view) < offset:
+                raise ValueError("buffer length < offset")
+            if size is not None and size < 0:
+                raise ValueError("size is negative")
+            if size is not None and offset + size > len(view):
+                raise ValueError("buffer length < offset + size")
+            buf = view[offset:] if size is None else view[offset : offset + size]
+        self._send(buf)
 
     def recv(self) -> Any:
-        """Receive an object; it is unpickled after the lock is given back."""
-        self._check_closed()  # type: ignore[attr-defined]
-        self._check_readable()  # type: ignore[attr-defined]
-        with self._locks().receiving:
-            buffer = self._recv_bytes()  # type: ignore[attr-defined]
-        return self._loads(buffer.getbuffer())
+        """Receive an object; waits for one.
+
+        Raises:
+            EOFError: The other end is closed, or its process dead, and nothing is left to receive.
+        """
+        return self._loads(self._receive())
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
-        """Receive one message as bytes."""
-        with self._locks().receiving:
-            return super().recv_bytes(maxlength)
+        """Receive one message as bytes.
+
+        Args:
+            maxlength: A longer message is an OSError, and ends this connection.
+        """
+        if maxlength is not None and maxlength < 0:
+            raise ValueError("negative maxlength")
+        return self._receive(-1 if maxlength is None else maxlength)
+
+    def _receive(self, most: int = -1) -> bytes:
+        fd = self._fd(self._readable, "write")  # type: ignore[attr-defined]
+        data = self._wire.recv(fd, most)
+        if data is None:
+            self._bad_message_length()  # type: ignore[attr-defined]
+        return data  # type: ignore[return-value]
 
     def recv_bytes_into(self, buf: Any, offset: int = 0) -> int:
-        """Receive one message into a buffer."""
-        with self._locks().receiving:
-            return super().recv_bytes_into(buf, offset)
+        """Receive one message into a buffer, from the byte `offset` on; its length in bytes.
+
+        Raises:
+            BufferTooShort: There is no room for it; the exception holds the message.
+        """
+        fd = self._fd(self._readable, "write")  # type: ignore[attr-defined]
+        with memoryview(buf) as view:
+            if offset < 0:
+                raise ValueError("negative offset")
+            if offset > view.nbytes:
+                raise ValueError("offset too large")
+        try:
+            data = self._wire.recv_into(fd, buf, offset)
+        except BaseException:
+            if self._wire.torn:
+                self.close()
+            raise
+        if isinstance(data, int):
+            return data
+        if data is None:
+            self._bad_message_length()  # type: ignore[attr-defined]
+        raise BufferTooShort(data)
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """Whether there is something to receive, or the end, within `timeout` seconds; None is any time."""
+        return self._wire.poll(self._fd(self._readable, "write"), timeout)  # type: ignore[attr-defined]
+
+    # What the standard library's own code calls.
+
+    def _send_bytes(self, buf: Any) -> None:
+        self._send(buf)
+
+    def _recv_bytes(self, maxsize: int | None = None) -> Any:
+        data = self._wire.recv(self.fileno(), -1 if maxsize is None else maxsize)
+        return None if data is None else io.BytesIO(data)
 
     @staticmethod
     def _dumps(obj: Any) -> Any:
-        return _reduction.ForkingPickler.dumps(obj)
+        return pickle.dumps(obj, 5) if is_plain(obj) else _reduction.ForkingPickler.dumps(obj)
 
     @staticmethod
     def _loads(data: Any) -> Any:
-        return _reduction.ForkingPickler.loads(data)
+        return pickle.loads(data)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _rebuild, (type(self), _reduction.DupFd(self.fileno()), self.readable, self.writable)
 
 
-class Connection(_Locked):
+class Connection(_Wired):
     """One end of a pipe.
 
     Process-safety: any thread of a process may use it. It may be sent to other processes; two processes
@@ -231,7 +311,7 @@ def Client(  # noqa: N802
         link.connect(address)
         if authkey is not None:
             _authentication.Handshake(link, authkey, listening=False, timeout=auth_timeout).run()
-        return _Locked(link.detach())
+        return _Wired(link.detach())
 
 
 class SocketListener(_standard.SocketListener):  # type: ignore[name-defined, misc]
@@ -241,7 +321,7 @@ class SocketListener(_standard.SocketListener):  # type: ignore[name-defined, mi
         """The next connection."""
         link, self._last_accepted = self._socket.accept()
         link.setblocking(True)
-        return _Locked(link.detach())
+        return _Wired(link.detach())
 
 
 class Listener(_standard.Listener):
@@ -330,7 +410,7 @@ class Listener(_standard.Listener):
             handshake.link.close()
             raise
         del self._pending[fd]
-        return _Locked(handshake.link.detach())
+        return _Wired(handshake.link.detach())
 
     def close(self) -> None:
         """Close the listener, and what is amidst a handshake."""

@@ -67,14 +67,18 @@ def test_what_the_codec_can_is_sent() -> None:
 
 def test_a_fork_leaves_the_lock_of_another_thread_behind() -> None:
     one, other = connection.Pipe()
-    with one._locks().sending:  # as a thread would hold it
-        pid = os.fork()
-        if pid == 0:
-            one.send("from the child")
-            os._exit(0)
-        assert other.poll(10)
-    assert other.recv() == "from the child"
+    sender = threading.Thread(target=one.send_bytes, args=(bytes(1_000_000),))
+    sender.start()
+    assert other.poll(10)  # it has begun, and has no room for the rest
+    pid = os.fork()
+    if pid == 0:
+        other.recv_bytes()
+        one.send("from the child")
+        os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
+    sender.join(10)
+    assert not sender.is_alive()
+    assert other.recv() == "from the child"
 
 
 def _answer(end: Any) -> None:
