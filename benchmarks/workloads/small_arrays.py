@@ -1,4 +1,8 @@
-"""Many tasks, each with an array of 10 KB: too small for shared memory, too large to be nothing."""
+"""Many tasks, each with an array of 10 KB: too small for shared memory, too large to be nothing.
+
+What limits it: three copies of 10 KB a task (packed, into a block, out of it), and that a worker which is faster than
+its parent sleeps between two tasks, so that each submit wakes one.
+"""
 
 from __future__ import annotations
 

