@@ -1,5 +1,6 @@
 """Ends and forks: interpreters that exit, signals, races of those who end a pool with those who use it."""
 
+import copy
 import faulthandler
 import gc
 import itertools
@@ -280,6 +281,49 @@ def forked(make):
         thread.join()
         still_works(face)
     face.wait()
+
+
+def length_of(data, number):
+    return len(data), set(data), number
+
+
+@case
+def forked_while_arguments_are_on_their_way(make):
+    """What a forked child drops is not given back: the parent's workers have still to read it."""
+    face = make(1)
+    over = os.path.abspath("over")
+    blocker = face.submit(wait_for_file, over)
+    until(blocker.running)
+    sizes = [1_000, 20_000, 300_000] * 10
+    futures = [face.submit(length_of, bytes([n]) * size, n) for n, size in enumerate(sizes)]
+    lambdas = [face.submit(lambda n=n, data=bytes(20_000): (len(data), n)) for n in range(10)]
+    again = copy.copy(face)
+    again.pool = face.pool.options(retries=1)
+    again = again.submit(length_of, bytes(300_000), 0)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            for task in face.pool._engine._dispatcher.tasks():  # whatever keeps them: all of it goes
+                task.payload = task.function = None
+            del face, futures, lambdas, again, blocker
+            gc.collect()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    touch(over)
+    for n, size in enumerate(sizes):
+        assert futures[n].result(SOON * 5) == (size, {n}, n)
+    assert [future.result(SOON * 5) for future in lambdas] == [(20_000, n) for n in range(10)]
+    assert again.result(SOON * 5) == (300_000, {0}, 0)
+    still_works(face)
+    face.wait()
+
+
+def wait_for_file(path):
+    while not os.path.exists(path):
+        time.sleep(0.001)
 
 
 @case

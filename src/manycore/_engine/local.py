@@ -574,6 +574,7 @@ class Engine(Line):
     def disown(self) -> None:
         """In a forked child of the parent: the workers are not its own."""
         self._forked = self._closed = self._ended = True
+        self.outbox.disown()
         self._lock = threading.Lock()
         self._over.set()
 

@@ -188,6 +188,10 @@ class Outbox:
         self._tending |= again is not None
         return again
 
+    def disown(self) -> None:
+        """In a forked child: what was sent is the parent's. The arena knows of forks by itself."""
+        self._spool.disown()
+
     def close(self) -> None:
         """Close what only sending needs; what was sent stays readable for those who have it."""
         self._spool.close()

@@ -97,6 +97,13 @@ class Spool:
             done += os.pwrite(self.fd, view[done:], start + done)
         return place
 
+    def disown(self) -> None:
+        """In a forked child: its copies of ranges give back nothing, for the parent's workers still read them.
+
+        The descriptor stays open: the child may be about to become a worker, which has got it by its number.
+        """
+        self.fd = -1
+
     def close(self) -> None:
         """Close the descriptor; workers that have their own go on reading."""
         fd, self.fd = self.fd, -1
