@@ -125,3 +125,8 @@ def test_the_comparison_finds_differences() -> None:
     assert "not number 1" in complaint(standard, swapped)
     assert "by default" in complaint(standard, other_default)
     assert complaint(standard, demanding) == "parameter 'c' has no default"
+
+
+@pytest.mark.parametrize("name", ["util", "heap", "reduction", "dummy", "dummy.connection"])
+def test_what_is_one_for_both_libraries(name: str) -> None:
+    assert importlib.import_module(f"manycore.{name}") is importlib.import_module(f"multiprocessing.{name}")
