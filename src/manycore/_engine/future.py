@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from manycore._engine import frames
 from manycore._engine.calls import Call
 from manycore._engine.cargo import Parcel
+from manycore._engine.death import describe_item
 from manycore._engine.failure import load_failure
 from manycore._memory import codec
 from manycore.errors import RemoteTraceback, ResultLost, ResultPicklingError, TaskPicklingError
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 class Owner(Protocol):
     """What a future wants of the engine that runs its task."""
+
+    name: str
 
     def wait(
         self, ready: Callable[[], bool], condition: Callable[[], threading.Condition], deadline: float | None
@@ -66,7 +69,7 @@ def outcome_of(status: int, data: Any, where: str) -> tuple[Any, BaseException |
             return None, error
     remote, name, text = load_failure(data)
     if status == frames.RAISED and remote is not None:
-        remote.__cause__ = RemoteTraceback(text)
+        remote.__cause__ = RemoteTraceback(f"{where}\n{text}")
         return None, remote
     if status == frames.UNDECODABLE:
         why = f"{name}: {_last_line(text)}"
@@ -206,10 +209,15 @@ class Future(Call, concurrent.futures.Future[T]):
         return partial(self._call_all, callbacks) if callbacks else None
 
     def take(
-        self, task: Task, _item: int, status: int, data: Any, _took_ns: int, worker: int
+        self, task: Task, item: int, status: int, data: Any, _took_ns: int, worker: int
     ) -> Callable[[], object] | None:
         """The result or the failure, pickled."""
-        callbacks = self._finish(FINISHED, None, None, (status, data, f"{task.function.name}() on worker {worker}"))
+        if status == frames.OK:
+            where = f"{task.function.name}() on worker {worker}"
+        else:
+            where = f"{describe_item(task, item)} on worker {worker}"
+            where += f" of pool {self._owner.name!r}" if self._owner is not None else ""
+        callbacks = self._finish(FINISHED, None, None, (status, data, where))
         return partial(self._call_all, callbacks) if callbacks else None
 
     def fail(self, _task: Task, _item: int, error: BaseException) -> Callable[[], object] | None:

@@ -568,7 +568,9 @@ class MapRun:
         if block.status == FAILED:
             error = block.values[0]
         else:
-            where = f"{self._function.name}({shorten(block.items[0])})"
+            item = block.items[0]
+            given = item if self._options.star and type(item) is tuple else (item,)
+            where = f"{self._function.name}({', '.join(shorten(value) for value in given)})"
             where = f"{where} on worker {block.worker} of pool {self._engine.name!r}"
             result, error = outcome_of(block.status, block.values[0], where)
         yield Outcome(block.index, block.items[0], result, error, block.seconds, block.worker)
