@@ -524,7 +524,7 @@ def idle_workers_leave_and_come_back(make):
         prompt(started)
         assert len(pids(face)) == 1  # no more than there is work for
         still_works(face)
-    for _ in range(30 * MANY):  # as they leave
+    for _ in range(8 * MANY):  # as they leave
         time.sleep(random.uniform(0.09, 0.11))
         assert face.submit(identity, 2).result(SOON * 5) == 2
     assert face.pool.stats().workers_died == 0
