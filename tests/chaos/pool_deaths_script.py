@@ -312,7 +312,7 @@ def stopped_and_killed(make):
 def stopped_and_continued(make):
     face = make()
     path = os.path.abspath("ledger")
-    future = face.submit(log_and_sleep, path, 1, 0.3)
+    future = face.submit(log_and_sleep, path, 1, 1.5)
     until(lambda: os.path.exists(path))
     workers = pids(face)
     for pid in workers:
