@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import manycore
 from manycore.errors import OwnerDied
 from manycore.sharedctypes import Array, Atomic, RawArray, RawValue, Value, copy, synchronized
 from manycore.synchronize import Lock, ReadWriteLock
@@ -309,3 +310,11 @@ def test_a_number_behind_a_lock_follows_its_object() -> None:
     assert value.value == 7
     value.value = 8
     assert other.value == 8
+
+
+def test_contexts_make_atomics_and_locks_of_readers_and_writers() -> None:
+    context = manycore.get_context("spawn")
+    assert context.Atomic(3).add(4) == 7
+    lock = context.ReadWriteLock(on_owner_death="acquire")
+    with lock.read(), lock.read():
+        assert not lock.acquire_write(timeout=0)
