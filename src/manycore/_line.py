@@ -383,7 +383,7 @@ class Line:
             self._pass_on()
             self._call_after()
 
-    def cancel(self, _future: Any) -> bool:
+    def cancel(self, _future: Any, *, running: bool = False) -> bool:  # noqa: ARG002
         """A call that was made is not taken back."""
         return False
 
