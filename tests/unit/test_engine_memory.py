@@ -142,7 +142,7 @@ def test_no_descriptor_is_lost_by_any_number_of_messages(way: str) -> None:
     pids = [os.getpid()]
     if way == "pipe":
         echo.start()
-        pids.append(echo.pid)
+        pids.append(echo.pid or 0)
     before = []
     for message, count in ((small, SMALL), (large, LARGE)):
         for _ in range(count):
