@@ -38,7 +38,7 @@ def run(run: Run) -> dict[str, float]:
     everyone = [os.getpid(), *descendants(os.getpid())]
     found = {"pss": sum(map(_pss, pids)) / len(pids)}
     time.sleep(0.2)
-    found["cpu"] = _burnt(everyone, run.seconds(3.0))
+    found["cpu"] = _burnt(everyone, run.seconds(10.0))
     try:
         handle = pool.submit(pid_after, run.seconds(4.0))
         time.sleep(0.1)
