@@ -94,8 +94,19 @@ def queue_step(queue: Any) -> None:
     for _ in SIZES:
         with contextlib.suppress(Empty):
             item = queue.get(timeout=0.01)
+            queue.task_done()
             if item != bytes([len(item) % 251]) * len(item):
                 raise Blocked("a broken item")
+
+
+def broadcast_step(channel: Any) -> None:
+    with channel.subscribe() as receiver:
+        for number in range(8):  # more than it holds: the oldest go, and the receiver has to find its place
+            with contextlib.suppress(Full):
+                channel.send(number, timeout=0.01)
+        for _ in range(4):
+            with contextlib.suppress(Empty):
+                receiver.recv(timeout=0.01)
 
 
 # structure -> (its step, what makes its objects)
@@ -107,7 +118,8 @@ SCENES: dict[str, tuple[Callable[..., None], Callable[[], tuple[Any, ...]]]] = {
     "condition": (condition_step, lambda: (manycore.Condition(),)),
     "barrier": (barrier_step, lambda: (manycore.Barrier(2, nothing),)),
     "rwlock": (rwlock_step, lambda: (manycore.ReadWriteLock(),)),
-    "queue": (queue_step, lambda: (manycore.Queue(4),)),
+    "queue": (queue_step, lambda: (manycore.JoinableQueue(4),)),
+    "broadcast": (broadcast_step, lambda: (manycore.broadcast(4, slow="drop-oldest"),)),
 }
 
 
@@ -120,10 +132,25 @@ def be_victim(structure: str, objects: tuple[Any, ...], plan: str) -> None:
         step(*objects)
 
 
-def be_repairer(structure: str, objects: tuple[Any, ...], plan: str) -> None:
-    """A victim that is killed in its first step."""
+def be_repairer(structure: str, objects: tuple[Any, ...], before: str, plan: str) -> None:
+    """A victim whose child is killed before it: it hears of that first, and repairs, or does in its first step."""
+    child = manycore.Process(target=be_victim, args=(structure, objects, before))
+    child.start()
     os.environ["MANYCORE_FAULT"] = plan
+    child.join()
+    if structure == "queue":
+        with contextlib.suppress(Empty):
+            while True:
+                objects[0].get(timeout=0.01)
+                objects[0].task_done()
+        with contextlib.suppress(manycore.ManycoreError):
+            objects[0].join()
     SCENES[structure][0](*objects)
+
+
+def take_over(objects: tuple[Any, ...], plan: str) -> None:
+    os.environ["MANYCORE_FAULT"] = plan
+    lock_step(*objects)
 
 
 def be_waiter(condition: Any, count: Any, plan: str) -> None:

@@ -32,7 +32,9 @@ IN_POOLS = ("arena", "bell", "results", "tasks")
 
 # Steps that repair what another death has left: the victim of the first is killed at the second.
 AFTER = {
+    "lock:buried": "lock:claimed",
     "lock:taken over": "lock:claimed",
+    "queue:hand emptied": "queue:task left",
     "semaphore:repaired": "semaphore:claimed",
     "condition:claimed a dead signal": "condition:woken",
     "condition:passed on": "condition:woken",
@@ -90,14 +92,22 @@ def test_partners_go_on(point: str, number: int) -> None:
     scenes.SCENES[structure][0](*objects)  # whatever the partners' own deaths have left
 
 
-@pytest.mark.parametrize("point", ["lock:taken over", "semaphore:repaired"])
-def test_who_repairs_may_die_of_it(point: str) -> None:
+@pytest.mark.parametrize("point", ["lock:buried", "queue:hand emptied", "semaphore:repaired"])
+def test_who_hears_of_a_death_may_die_of_it(point: str) -> None:
     structure = point.partition(":")[0]
     step, make = scenes.SCENES[structure]
     objects = make()
-    assert ended(start(scenes.be_victim, structure, objects, f"{AFTER[point]}:1")) == -signal.SIGKILL
-    with_point = start(scenes.be_repairer, structure, objects, f"{point}:1")
-    assert ended(with_point) == -signal.SIGKILL, "not passed"
+    repairer = start(scenes.be_repairer, structure, objects, f"{AFTER[point]}:1", f"{point}:1")
+    assert ended(repairer) == -signal.SIGKILL, "not passed"
+    for _ in range(3):
+        step(*objects)
+
+
+def test_who_takes_a_lock_over_may_die_of_it() -> None:
+    step, make = scenes.SCENES["lock"]
+    objects = make()
+    assert ended(start(scenes.be_victim, "lock", objects, "lock:claimed:1")) == -signal.SIGKILL
+    assert ended(start(scenes.take_over, objects, "lock:taken over:1")) == -signal.SIGKILL, "not passed"
     for _ in range(3):
         step(*objects)
 
