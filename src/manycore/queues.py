@@ -232,6 +232,17 @@ class Queue(_Shared, _standard.Queue):  # type: ignore[type-arg]
         """Say that this process is done with the queue: `put` and `get` raise ValueError from now on, here."""
         self._close()
 
+    def empty(self) -> bool:
+        """Whether there is no item, this moment.
+
+        Raises:
+            OSError: This object was closed, and there are items.
+        """
+        nothing = super().empty()
+        if self.closed and not nothing:
+            raise OSError(f"Queue {self!r} is closed")
+        return nothing
+
     def join_thread(self) -> None:
         """Nothing to wait for: `put` has put."""
         if not self.closed:
@@ -335,6 +346,12 @@ class SimpleQueue(_Shared, _standard.SimpleQueue):  # type: ignore[type-arg]
     def close(self) -> None:
         """Say that this process is done with the queue."""
         self._close()
+
+    def empty(self) -> bool:
+        """Whether there is no item, this moment; OSError where this object was closed."""
+        if self.closed:
+            raise OSError(f"Queue {self!r} is closed")
+        return super().empty()
 
     def get(self) -> Any:  # type: ignore[override]
         """Take the item that was put first; waits for one."""

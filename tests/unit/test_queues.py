@@ -253,11 +253,19 @@ def test_closing() -> None:
     for use in (lambda: many.put(1), many.get, lambda: many.put_many([]), many.get_many):
         with pytest.raises(ValueError, match="is closed"):
             use()
+    assert many.empty()
+    used = queues.Queue()
+    used.put(1)
+    used.close()
+    with pytest.raises(OSError, match="is closed"):
+        used.empty()
     simple = queues.SimpleQueue()
     with simple:
         simple.put(1)
         assert not simple.empty()
         assert simple.get() == 1
+    with pytest.raises(OSError, match="is closed"):
+        simple.empty()
 
 
 def test_sent_to_processes_that_run() -> None:
