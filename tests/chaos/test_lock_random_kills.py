@@ -33,7 +33,7 @@ class Broken(Exception):
 def is_alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rsplit(b")", 1)[1].split()[0] != b"Z"
+            return file.read().rsplit(b")", 1)[1].split()[0] not in {b"Z", b"X"}  # X while it is being reaped
     except OSError:
         return False
 
