@@ -93,14 +93,15 @@ def borrow() -> Bell:
         return Bell()
 
 
-def _forget_in_child() -> None:
+def drop_idle() -> None:
+    """Close the bells that are kept for later; in a fork they are the parent's."""
     idle = _idle[:]
     _idle.clear()
     for bell in idle:
         bell.discard()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=drop_idle)
 
 
 class Native(Protocol):

@@ -331,7 +331,7 @@ def test_head_ends_the_run_quietly() -> None:
     assert [record["result"] for record in records("\n".join(ended.out.splitlines()[:3]))] == [0, 1, 4]
     assert ended.out.splitlines()[3] == "141 0"
     assert ended.err == ""
-    assert elapsed < 5  # a second on a calm machine
+    assert elapsed < 10  # a second on a calm machine; all the lines take several times as long as that
 
 
 def test_a_reader_that_leaves_is_noticed_while_tasks_are_slow() -> None:
