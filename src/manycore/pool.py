@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from manycore._engine.background import BackgroundRun
     from manycore._engine.local import Engine, Settings, Stats
-    from manycore._engine.mapping import Failure, MapOptions, MapRun, Outcome
+    from manycore._engine.mapping import MapOptions, MapRun
+    from manycore._engine.outcomes import Failure, Outcome
     from manycore._engine.policy import Policy
     from manycore._engine.results import (
         AsyncResult,
@@ -63,12 +64,12 @@ _ENGINE: dict[str, str] = {
     "BackgroundRun": "background",
     "Callbacks": "results",
     "Engine": "local",
-    "Failure": "mapping",
+    "Failure": "outcomes",
     "IMapIterator": "results",
     "MapOptions": "mapping",
     "MapResult": "results",
     "MapRun": "mapping",
-    "Outcome": "mapping",
+    "Outcome": "outcomes",
     "Policy": "policy",
     "Settings": "local",
     "Stats": "local",

@@ -9,6 +9,7 @@ import concurrent.futures
 import importlib
 import inspect
 import multiprocessing
+import pkgutil
 import types
 from typing import Any
 
@@ -39,6 +40,13 @@ def ours_of(name: str) -> types.ModuleType | None:
         return importlib.import_module(f"manycore.{name}")
     except ModuleNotFoundError:
         return None
+
+
+def test_each_module_of_the_standard_is_one_of_ours() -> None:
+    """But those with the inner workings of its start methods, which nobody imports."""
+    for module in pkgutil.iter_modules(multiprocessing.__path__):
+        if not module.name.startswith("popen_"):
+            importlib.import_module(f"manycore.{module.name}")
 
 
 def pairs() -> list[tuple[str, Any, Any]]:

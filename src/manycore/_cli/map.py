@@ -35,7 +35,8 @@ from manycore.errors import PoolBroken
 
 if TYPE_CHECKING:
     from manycore._engine.local import Stats
-    from manycore._engine.mapping import Block, MapRun
+    from manycore._engine.mapping import MapRun
+    from manycore._engine.outcomes import Block
 
 __all__ = ["command"]
 

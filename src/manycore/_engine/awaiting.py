@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from manycore._engine.future import Future
-    from manycore._engine.mapping import MapRun, Outcome
+    from manycore._engine.mapping import MapRun
+    from manycore._engine.outcomes import Outcome
 
 __all__ = ["next_outcome", "result_of"]
 

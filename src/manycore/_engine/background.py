@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from manycore._engine.calls import Task
     from manycore._engine.local import Engine
-    from manycore._engine.mapping import Block, MapOptions
+    from manycore._engine.mapping import MapOptions
+    from manycore._engine.outcomes import Block
 
 __all__ = ["BackgroundRun"]
 

@@ -35,6 +35,7 @@ from manycore._engine.constants import Repeated, repeated_places
 from manycore._engine.death import shorten
 from manycore._engine.functions import name_of
 from manycore._engine.future import outcome_of
+from manycore._engine.outcomes import FAILED, Block, Outcome
 from manycore.errors import PoolClosed, ResultLost
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from manycore._engine.local import Engine
     from manycore._engine.policy import Policy
 
-__all__ = ["Block", "Failure", "MapOptions", "MapRun", "Outcome"]
+__all__ = ["MapOptions", "MapRun"]
 
 CHUNK_NS: Final = 2_000_000  # work in a chunk: a hundred times what sending it costs, and short enough to balance
 CHUNK_BYTES: Final = 1 << 16  # bytes of pickled items in a chunk, so that few large items are ahead of the consumer
@@ -54,61 +55,6 @@ GROWTH: Final = 8  # a chunk to the next: a few slow items among fast ones are m
 PER_WORKER: Final = 3  # chunks in flight for each worker: one runs, two wait
 WINDOW_CHUNKS: Final = 4  # a lazy run's chunks, for each worker, that are read ahead of the consumer
 WINDOW_ITEMS: Final = 16  # and its items, for each worker, when chunks are short: one slow item must not stop the rest
-
-
-class Outcome:
-    """What became of one item.
-
-    Attributes:
-        index: Its place in the input, from 0.
-        item: The item itself: for several iterables, the tuple of their items.
-        result: What the function returned; None when it failed.
-        error: Why it failed, or None.
-        seconds: How long the function ran; for items that were too short to tell apart, their mean.
-        worker: The index of the worker that ran it; -1 when it never ran.
-    """
-
-    __slots__ = ("error", "index", "item", "result", "seconds", "worker")
-
-    def __init__(
-        self, index: int, item: Any, result: Any, error: BaseException | None, seconds: float, worker: int
-    ) -> None:
-        self.index = index
-        self.item = item
-        self.result = result
-        self.error = error
-        self.seconds = seconds
-        self.worker = worker
-
-    def __repr__(self) -> str:
-        what = f"result={self.result!r}" if self.error is None else f"error={self.error!r}"
-        return f"Outcome(index={self.index!r}, item={self.item!r}, {what}, seconds={self.seconds!r})"
-
-    def get(self) -> Any:
-        """The result; raises the error where there is one."""
-        if self.error is not None:
-            raise self.error
-        return self.result
-
-
-class Failure:
-    """Stands in the place of a failed item's result, with on_error="collect".
-
-    Attributes:
-        index: The item's place in the input, from 0.
-        item: The item itself.
-        error: Why it failed.
-    """
-
-    __slots__ = ("error", "index", "item")
-
-    def __init__(self, index: int, item: Any, error: BaseException) -> None:
-        self.index = index
-        self.item = item
-        self.error = error
-
-    def __repr__(self) -> str:
-        return f"Failure(index={self.index!r}, item={self.item!r}, error={self.error!r})"
 
 
 class MapOptions(NamedTuple):
@@ -130,33 +76,6 @@ class MapOptions(NamedTuple):
     window: int = 0
     policy: Policy | None = None
 
-
-class Block:
-    """Outcomes of consecutive items of one chunk, as they came from one worker.
-
-    Attributes:
-        index: The first item's place in the input.
-        values: The results, where `status` is None.
-        items: The items.
-        status: None, or a record's status with `values` holding its pickle, or FAILED with the exception.
-        seconds: The time of each.
-        worker: Who ran them; -1 for nobody.
-    """
-
-    __slots__ = ("index", "items", "seconds", "status", "values", "worker")
-
-    def __init__(
-        self, index: int, values: list[Any], items: list[Any], status: int | None, seconds: float, worker: int
-    ) -> None:
-        self.index = index
-        self.values = values
-        self.items = items
-        self.status = status
-        self.seconds = seconds
-        self.worker = worker
-
-
-FAILED: Final = -1
 
 # An input gives this in place of an item when it has none at the moment: results do not wait for its next one.
 NOTHING_YET: Final = object()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from manycore import errors
 from manycore._engine.future import Future
-from manycore._engine.mapping import Failure, MapRun, Outcome
+from manycore._engine.outcomes import Failure, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from manycore._engine.background import BackgroundRun
     from manycore._engine.local import Engine
+    from manycore._engine.mapping import MapRun
 
 __all__ = [
     "AsyncResult",
