@@ -61,6 +61,8 @@ def directive(module: object, name: str) -> str:
     else:
         kind = "function" if callable(value) else "data"
     once = "\n   :exclude-members: Process" if name.endswith("Context") else ""  # its class is on the page already
+    if kind == "class" and value.__mro__[1].__module__.startswith("manycore._engine."):  # what has no page of its own
+        once = f"\n   :inherited-members: {value.__mro__[2].__name__}"
     return f".. auto{kind}:: {module.__name__}.{name}{once}"
 
 

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from manycore._engine import bring, here
+from manycore._engine.options import TakesOptions
 from manycore._engine.settings import INSTEAD, idle_nanoseconds, start_method_of
 from manycore._launch.machine import automatic_workers
 from manycore.errors import PoolClosed, RemoteTraceback
@@ -92,7 +93,7 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-class Pool:
+class Pool(TakesOptions):
     """A pool of worker processes.
 
     Args:
@@ -121,8 +122,6 @@ class Pool:
     If a process dies: a worker's task fails with `WorkerDied` and the worker is replaced; when this process dies,
         the kernel kills the workers.
     """
-
-    _policy: Policy | None = None
 
     def __init__(
         self,
@@ -207,54 +206,8 @@ class Pool:
         """A process of the context `ctx`, as `multiprocessing.Pool.Process` makes it."""
         return ctx.Process(*args, **kwds)
 
-    def options(
-        self,
-        *,
-        timeout: float | None = None,
-        soft_timeout: float | None = None,
-        retries: int = 0,
-        retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
-        backoff: float | Callable[[int], float] = 0.0,
-        priority: int = 0,
-        memory_limit: int | None = None,
-        name: str = "",
-    ) -> Pool:
-        """This pool, with promises for the tasks that are handed to what is returned.
-
-        Args:
-            timeout: Seconds that one try of a task may take. After that its worker is killed, whatever it does, and
-                replaced; the task fails with `TaskTimeout`.
-            soft_timeout: Seconds after which `SoftTimeout` is raised inside the task, once, so that it can end in
-                order. It is not heard in the middle of code that never comes back to Python: for that is `timeout`.
-            retries: How often a task that failed is tried again.
-            retry_on: Only for these exceptions; by default any `Exception`, `WorkerDied` and `TaskTimeout` included.
-                A task that kills a worker again when it is retried fails with `PoisonTask`, unless `retry_on` names
-                `WorkerDied`.
-            backoff: Seconds to wait before the first retry; twice as long before each later one, up to a minute, and
-                each wait is cut at random by up to a half, so that tasks that failed together do not all come back
-                together. Or a callable that is given the number of the retry, from 1, and returns seconds.
-            priority: Higher ones go first among what no worker has begun; 0 for tasks without.
-            memory_limit: Bytes that a task may take beyond what its worker holds; more raises MemoryError in it.
-            name: What messages, `ps` and `current_task()` call the tasks.
-
-        Returns:
-            A view of this pool: the same methods, workers and end.
-
-        Raises:
-            ValueError, TypeError: An option is out of range, or of the wrong type.
-            TaskPicklingError: An exception of `retry_on` cannot be sent to workers.
-        """
-        given = Policy(
-            timeout=timeout,
-            soft_timeout=soft_timeout,
-            retries=retries,
-            retry_on=retry_on,
-            backoff=backoff,
-            priority=priority,
-            memory_limit=memory_limit,
-            name=name,
-        )
-        return _View(self, self._engine.bind(given))
+    def _view(self, policy: Policy) -> Pool:
+        return _View(self, policy)
 
     def _promise(self, timeout: float | None, retries: int) -> Policy | None:
         """The promises of this view, and what one call asks for."""
@@ -559,10 +512,10 @@ class _View(Pool):
     def __del__(self) -> None:
         """Ends nothing: the pool does."""
 
-    def options(self, **options: Any) -> Pool:
-        """The same with other options beside; see `Pool.options`."""
+    def options(self, **options: Any) -> Pool:  # type: ignore[override]  # only those that are given
+        """The same with other options beside."""
         policy = self._policy or Policy()
-        return _View(self._pool, self._engine.bind(policy.but(**options)))
+        return self._pool._view(self._engine.bind(policy.but(**options)))
 
 
 def _explicit(chunksize: int) -> int:
