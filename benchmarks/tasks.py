@@ -49,6 +49,28 @@ def ends_of_shared(array: Any, _index: int) -> float:
     return float(array[0]) + float(array[-1])
 
 
+def ends_of_slowly(array: Any) -> float:
+    """As `ends_of`, so long that other workers get the next ones."""
+    time.sleep(0.02)
+    return ends_of(array)
+
+
+_attached: dict[str, Any] = {}
+
+
+def on_named(function: Any, name: str, shape: Any, dtype: Any) -> Any:
+    """Returns `function` of an array in named shared memory, which the worker attaches once."""
+    if name not in _attached:
+        from multiprocessing.shared_memory import SharedMemory
+
+        import numpy as np
+
+        _attached.clear()
+        memory = SharedMemory(name)
+        _attached[name] = (np.ndarray(shape, dtype, buffer=memory.buf), memory)  # the array goes first
+    return function(_attached[name][0])
+
+
 _made: dict[int, Any] = {}
 
 

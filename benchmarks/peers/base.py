@@ -71,6 +71,10 @@ class PoolAdapter:
         bound = partial(function, value)
         return lambda items: self.map(bound, items)
 
+    def call_shared(self, function: Callable[[Any], Any], array: Any) -> Callable[[], Any]:
+        """Places `array` the peer's best way; returns what runs `function(array)` in a worker and waits for it."""
+        raise Unsupported("no shared objects for single calls")
+
     def close(self) -> None:
         """Closes the pool in order and waits until it is gone."""
         raise NotImplementedError

@@ -5,9 +5,11 @@ Pools use `fork`, which is the fastest that the standard library has and its def
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.base import Peer, PoolAdapter
+from benchmarks.tasks import on_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +69,57 @@ class ExecutorLike(PoolAdapter):
         self.native.shutdown(wait=True)
 
 
+class Named:
+    """Arrays in named shared memory, which workers attach once; one array at a time."""
+
+    def __init__(self) -> None:
+        self._memory: Any = None
+
+    def place(self, array: Any) -> tuple[Any, ...]:
+        """Returns what `on_named` attaches by."""
+        from multiprocessing.shared_memory import SharedMemory
+
+        import numpy as np
+
+        self.release()
+        self._memory = SharedMemory(create=True, size=array.nbytes)
+        np.ndarray(array.shape, array.dtype, buffer=self._memory.buf)[...] = array
+        return self._memory.name, array.shape, array.dtype
+
+    def release(self) -> None:
+        """Removes the name."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory.unlink()
+            self._memory = None
+
+
+class _Pool(PoolLike):
+    def __init__(self, pool: Any, workers: int) -> None:
+        super().__init__(pool, workers)
+        self._named = Named()
+
+    def call_shared(self, function: Callable[[Any], Any], array: Any) -> Callable[[], Any]:
+        return partial(self.call, on_named, function, *self._named.place(array))
+
+    def close(self) -> None:
+        self._named.release()
+        super().close()
+
+
+class _Executor(ExecutorLike):
+    def __init__(self, executor: Any, workers: int) -> None:
+        super().__init__(executor, workers)
+        self._named = Named()
+
+    def call_shared(self, function: Callable[[Any], Any], array: Any) -> Callable[[], Any]:
+        return partial(self.call, on_named, function, *self._named.place(array))
+
+    def close(self) -> None:
+        self._named.release()
+        super().close()
+
+
 class Multiprocessing(Peer):
     name = "multiprocessing"
     module = "multiprocessing"
@@ -74,7 +127,7 @@ class Multiprocessing(Peer):
     families = frozenset({"pool", "primitive"})
 
     def pool(self, workers: int, **options: Any) -> PoolAdapter:
-        return PoolLike(self.context().Pool(workers, **options), workers)
+        return _Pool(self.context().Pool(workers, **options), workers)
 
     def context(self) -> Any:
         return self.load().get_context("fork")
@@ -89,7 +142,7 @@ class Futures(Peer):
         import multiprocessing
 
         executor = self.load().ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"), **options)
-        return ExecutorLike(executor, workers)
+        return _Executor(executor, workers)
 
 
 class StartMethod(Peer):

@@ -43,10 +43,16 @@ class _Pool(PoolLike):
     def map_shared(self, function: Callable[[Any, Any], Any], value: Any) -> Callable[[Sequence[Any]], list[Any]]:
         return _shared(self, function, value)
 
+    def call_shared(self, function: Callable[[Any], Any], array: Any) -> Callable[[], Any]:
+        return partial(self.call, function, Namespace(_load()).share(array))
+
 
 class _Executor(ExecutorLike):
     def map_shared(self, function: Callable[[Any, Any], Any], value: Any) -> Callable[[Sequence[Any]], list[Any]]:
         return _shared(self, function, value)
+
+    def call_shared(self, function: Callable[[Any], Any], array: Any) -> Callable[[], Any]:
+        return partial(self.call, function, Namespace(_load()).share(array))
 
 
 class Subject(Peer):

@@ -21,6 +21,7 @@ NAMES = (
     "array_out",
     "small_arrays",
     "shared_object",
+    "shared_gigabyte",
     "killed_worker",
     "close_and_join",
     "pending_memory",

@@ -182,6 +182,34 @@ def test_a_shared_object_arrives_as_itself_read_only_and_once() -> None:
     assert run_child("v, = values; print(v['big'].sum(), v['big'].flags.writeable)", handle) == "4999950000.0 False"
 
 
+def test_tasks_read_the_creator_s_own_pages() -> None:
+    """A task's array lies in the file that the creator filled; all of it read, the worker has no more of its own."""
+
+    def look(array: Any) -> tuple[float, int, int]:
+        total = float(array.sum())
+        first = array.__array_interface__["data"][0]
+        own = inode = 0
+        with open("/proc/self/maps", encoding="ascii") as maps:
+            for line in maps:
+                place, _, _, _, number, *_ = line.split()
+                start, end = (int(side, 16) for side in place.split("-"))
+                if start <= first and first + array.nbytes <= end:
+                    inode = int(number)
+        with open("/proc/self/smaps_rollup", encoding="ascii") as rollup:
+            for line in rollup:
+                if line.startswith("Anonymous:"):
+                    own = int(line.split()[1]) << 10
+        return total, inode, own
+
+    with manycore.Pool(1) as pool:
+        small, large = share(np.ones(1000)), share(np.ones(16 << 20))
+        _, _, before = pool.apply(look, (small,))
+        for _ in range(3):
+            total, inode, own = pool.apply(look, (large,))
+            assert (total, inode) == (16 << 20, os.fstat(large._fd).st_ino)
+            assert own - before < large.size / 16
+
+
 def test_the_memory_goes_with_the_handle_and_the_last_view() -> None:
     handle = share(np.arange(100_000))
     array = pickle.loads(pickle.dumps(handle))
