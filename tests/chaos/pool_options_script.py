@@ -167,7 +167,8 @@ def timeouts_at_random_instants(make):
     ran = lines(path)
     assert len(ran) == len(set(ran)), "a task ran twice"
     assert len(ran) >= tasks - timeouts
-    assert face.pool.stats().workers_died == timeouts
+    died = face.pool.stats().workers_died
+    assert died == timeouts, f"{died} workers died, {timeouts} tasks were late"
     still_works(face)
     face.wait()
 

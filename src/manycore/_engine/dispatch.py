@@ -468,6 +468,13 @@ class Dispatcher(Book):
                 order = Interrupt(sight)
         return order, look
 
+    def blames(self, sight: Sight) -> bool:
+        """After `Kill`, with the worker stopped and all that it has put settled: whether it is still at this."""
+        task = self._tasks.get(sight.task)
+        if task is None:
+            return sight.task in self._doomed
+        return task.state is _PUBLISHED and (sight.item == DECODING or sight.item >= task.received)
+
     def sentence(self, sight: Sight) -> None:
         """The worker is being killed for what it runs, which is certain to be what `sight` shows."""
         self._workers[sight.worker].sentenced = (sight.task, sight.item)

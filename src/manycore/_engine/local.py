@@ -288,7 +288,11 @@ class Engine(Line):
         alarms = 0
         settled: int | None = now_ns() + SETTLED_NS
         while not self._ended:
-            again = self._look_again()
+            try:
+                again = self._look_again()
+            except Exception as error:  # as below
+                self._give_up(error)
+                again = None
             if settled is not None:
                 again = settled if again is None else min(again, settled)
             tasks.wait_background(self._workforce.rings, alarms, again)

@@ -17,6 +17,7 @@ If a thread is interrupted (Ctrl-C) here: records that it had taken are in their
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from manycore._engine.calls import Task
     from manycore._engine.dispatch import Dispatcher
-    from manycore._engine.orders import Instruction
+    from manycore._engine.orders import Instruction, Sight
     from manycore._engine.outbox import Outbox
     from manycore._engine.workforce import Record, Worker, Workforce
     from manycore._native.ring import TaskRing
@@ -300,11 +301,30 @@ class Settlement:
             if not isinstance(order, Kill):
                 self._workforce.interrupt(order.sight)
                 continue
-            if self._workforce.kill_if_still(order.sight):
-                self._dispatcher.sentence(order.sight)
+            self._kill_if_still(order.sight)
             retry = now + RETRY_KILL_NS  # not dead yet, or it would not stop at once
             again = retry if again is None else min(again, retry)
         return again
+
+    def _kill_if_still(self, sight: Sight) -> None:
+        """Kill a worker for what it runs, and for nothing else: it is stopped first, and what it has put is settled.
+
+        Its page may show a task whose result it has put already.
+        """
+        worker = self._workforce.hold(sight)
+        if worker is None:
+            return
+        guilty = False
+        try:
+            self.empty(worker)
+            self._tasks.alarm()  # whoever waits for it
+            guilty = self._dispatcher.blames(sight)
+        finally:
+            if guilty:
+                worker.child.kill()
+                self._dispatcher.sentence(sight)
+            else:
+                worker.child.signal(signal.SIGCONT)
 
     def take_back(self, task: Task, *, running: bool) -> bool:
         """Drop a task that no worker has begun; if one has and `running`, that worker is killed. Whether it is dropped.

@@ -252,21 +252,20 @@ class Workforce:
 
     # Ending them
 
-    def kill_if_still(self, sight: Sight) -> bool:
-        """Kill a worker for what it runs, and for nothing else: it is stopped first, and looked at again.
+    def hold(self, sight: Sight) -> Worker | None:
+        """Stop a worker that shows this: it is to be killed, or told to go on.
 
         Returns:
-            Whether it was killed; False when it has gone on to something else, or cannot be stopped now.
+            The worker; None when it has gone on to something else, or cannot be stopped now.
         """
         worker = self.workers.get(sight.worker)
         if worker is None or not _pause(worker.child):
-            return False
+            return None
         now = self.sight(worker)
         if (now.task, now.item, now.started_ns) != (sight.task, sight.item, sight.started_ns):
             worker.child.signal(signal.SIGCONT)  # it was done in the last moment
-            return False
-        worker.child.kill()
-        return True
+            return None
+        return worker
 
     def interrupt(self, sight: Sight) -> None:
         """Tell a worker that what it runs has run too long; it looks itself whether that still holds."""
