@@ -30,6 +30,7 @@ NAMES = (
     "process_start",
     "idle_process",
     "queue_small",
+    "hand_over",
     "queue_large",
     "pipe",
     "lock",

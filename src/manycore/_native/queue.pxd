@@ -69,7 +69,6 @@ cdef extern from "queue.h" nogil:
     void mc_queue_close(mc_queue_handle *q)
     mc_queue_place mc_queue_look(mc_queue_end *end)
     void mc_queue_publish(mc_queue_end *end, mc_queue_cursor cursor, uint64_t count)
-    uint64_t mc_queue_free_bytes(mc_queue *s)
     void mc_queue_touch(mc_queue_end *end)
     bint mc_queue_is_awaited(mc_queue_waits *waits)
     uint64_t mc_queue_size(mc_queue *s)
@@ -94,7 +93,7 @@ cdef extern from "queue.h" nogil:
     mc_outcome mc_queue_sleep(mc_word *version, mc_queue_waits *waits, uint32_t seen, mc_waiting *w, mc_spinner *spinner)
 
 cdef enum:
-    PLAIN = 0
+    PACKED = 0
     BYTES = 1
     CODED = 2
 

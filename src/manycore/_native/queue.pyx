@@ -2,7 +2,7 @@
 """Queues of records in shared memory: the algorithm is `c/queue.h`; here are arguments, waiting and errors.
 
 A record is an object in one of three forms:
-    PLAIN   a pickle of plain builtin values
+    PACKED  a small value of plain builtin types, packed (`c/packed.h`): a quarter of what pickle takes for it
     BYTES   the bytes themselves
     CODED   what `_encode` gives: bytes, and buffers that are copied once on each side
 
@@ -22,15 +22,16 @@ from queue import Empty, Full
 from _pickle import dumps as _dumps
 from _pickle import loads as _loads
 
-cdef extern from "plain.h":
-    bint mc_is_plain(object value)
+cdef extern from "packed.h":
+    object mc_pack(object value, bint arrays_only)
+    object mc_unpack(const unsigned char *message, Py_ssize_t size)
+
+cdef extern from "linger.h" nogil:
+    bint mc_queue_may_grow(mc_queue *s, uint64_t size)
+    bint mc_queue_linger(mc_queue_handle *q, uint64_t size)
 
 DEF LARGE = 65536  # bytes whose copying is worth giving up the interpreter, about 5 us
 
-# A large record that would be written into memory which was never used waits for readers to give some back: as long
-# as that memory would cost at most, so it is never much slower than not waiting. Below 4 MiB the file just grows.
-cdef double FRESH_NS = 0.5  # a byte of memory that the system has to clear; measured, 0.4 to 1.5
-cdef uint32_t FREE_TO_GROW = 128  # blocks
 cdef uint64_t CHECKED_BLOCKS = 512  # 16 MiB; looking costs some 50 us
 cdef int64_t PATIENCE_NS = 100000000  # of who will not wait, for a lock that is held while a record is copied
 cdef int EVERYBODY = 0x7fffffff
@@ -112,16 +113,17 @@ cdef class RecordQueue:
     cdef tuple encode(self, object value):
         if type(value) is bytes:
             return BYTES, value
-        if mc_is_plain(value):
-            return PLAIN, _dumps(value, 5)
+        data = mc_pack(value, False)
+        if data is not None:
+            return PACKED, data
         return CODED, self._encode(value)
 
     cdef object decode(self, tuple record):
         cdef int kind = record[0]
         if kind == BYTES:
             return record[1]
-        if kind == PLAIN:
-            return _loads(record[1])
+        if kind == PACKED:
+            return mc_unpack(<const unsigned char *>PyBytes_AS_STRING(record[1]), PyBytes_GET_SIZE(record[1]))
         return self._decode(record[1], record[2])
 
     # Locks and waits
@@ -164,30 +166,24 @@ cdef class RecordQueue:
         return 0
 
     cdef int linger(self, tuple record) except -1:
-        """Waits a moment for used memory, where readers are at work."""
+        """Waits a moment for used memory, where readers are at work (`c/linger.h`)."""
         cdef mc_queue *s = self.memory()
         cdef uint64_t size = 0, got
-        cdef mc_waiting waiting
-        cdef uint32_t seen
+        cdef bint found
         if <int>record[0] == CODED:
             for piece in record[1]:
                 size += len(piece)
         else:
             size = PyBytes_GET_SIZE(record[1])
-        if size < LARGE or s.allocated < FREE_TO_GROW or mc_queue_free_bytes(s) >= size:
+        if size < LARGE or mc_queue_may_grow(s, size):
             return 0
         got = mc_queue_look(&s.head).count
         if got == self.lingered:  # nobody has read since that was tried in vain
             return 0
-        mc_waiting_begin(&waiting, mc_now_ns() + <int64_t>(size * FRESH_NS))
-        while True:
-            seen = mc_queue_load32(&s.head.version)
-            if mc_queue_free_bytes(s) >= size or not mc_queue_has_items(s):
-                break
-            if not self.sleep(&s.head.version, &s.room, seen, &waiting):
-                self.lingered = mc_queue_look(&s.head).count
-                break
-        mc_queue_left(&s.room, &waiting)
+        with nogil:
+            found = mc_queue_linger(&self.handle, size)
+        if not found:
+            self.lingered = mc_queue_look(&s.head).count
         return 0
 
     cdef int copy_in(self, mc_queue_cursor *cursor, object piece) except -1:

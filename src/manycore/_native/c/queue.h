@@ -251,12 +251,6 @@ static inline void mc_queue_publish(mc_queue_end *end, mc_queue_cursor cursor, u
     MC_FAULT("queue:published");
 }
 
-/* What was given back and can be written without asking for memory, about. */
-static inline uint64_t mc_queue_free_bytes(mc_queue *s) {
-    int32_t blocks = (int32_t)atomic_load_explicit(&s->free_count, memory_order_relaxed);
-    return blocks > 0 ? (uint64_t)blocks * MC_QUEUE_DATA : 0;
-}
-
 /* Under the end's lock: the same again, under another version, so that who is about to sleep on it does not. */
 static inline void mc_queue_touch(mc_queue_end *end) {
     mc_queue_place place = mc_queue_look(end);
