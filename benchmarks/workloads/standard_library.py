@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.clock import now
 from benchmarks.spec import Measure, Workload
-from manycore._cli.analysis import library_files, quiet, timed_analysis
+from manycore._cli.analysis import quiet, source_files, timed_analysis
 
 if TYPE_CHECKING:
     from benchmarks.spec import Run
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(run: Run) -> dict[str, float]:
     quiet()
-    paths = [path for path, _ in library_files()][: run.size(10_000, 20)]
+    paths = [path for path, _ in source_files(Path(sysconfig.get_path("stdlib")))][: run.size(10_000, 20)]
     start = now()
     for path in paths:
         timed_analysis(path)

@@ -10,13 +10,12 @@ Source: McCabe, "A Complexity Measure" (1976): the number of independent paths t
 from __future__ import annotations
 
 import ast
-import sysconfig
 import time
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["FileReport", "FunctionReport", "analyse_source", "library_files", "quiet", "timed_analysis"]
+__all__ = ["FileReport", "FunctionReport", "analyse_source", "quiet", "source_files", "timed_analysis"]
 
 # Folders that hold no library code: what others installed, tests of broken syntax, and generated trees.
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "lib2to3", "__pycache__"})
@@ -59,19 +58,16 @@ class FileReport(NamedTuple):
     error: str = ""
 
 
-def library_files(root: Path | None = None) -> list[tuple[str, int]]:
-    """List the source files of the standard library, with their sizes in bytes, the largest first.
+def source_files(root: Path) -> list[tuple[str, int]]:
+    """List the Python source files below a folder, with their sizes in bytes, the largest first.
 
-    The largest first keeps all workers busy to the end: the last files to be handed out are the small ones.
-
-    Args:
-        root: The folder to list; by default that of the running interpreter's standard library.
+    The largest first keeps all workers busy to the end: the last files to be handed out are the small ones. Tests,
+    and what is installed beside the standard library, are left out.
     """
-    root = root if root is not None else Path(sysconfig.get_path("stdlib"))
     files = [
         (str(path), path.stat().st_size)
         for path in root.rglob("*.py")
-        if _SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts)
+        if _SKIPPED_FOLDERS.isdisjoint(path.relative_to(root).parts) and path.is_file()
     ]
     return sorted(files, key=lambda entry: (-entry[1], entry[0]))
 

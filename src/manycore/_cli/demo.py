@@ -1,16 +1,18 @@
 """`manycore demo`: the same real work on one core, in threads and in processes.
 
-The work is the standard library of the running interpreter: each source file is parsed, compiled and
-measured. All three ways call the same function on the same files in the same order (the largest first), and
-must find the same; the files are read once before the clock runs, so that nobody pays for the disk.
+The work is the standard library of the running interpreter, or a folder of one's own: each source file is parsed,
+compiled and measured. All three ways call the same function on the same files in the same order (the largest first),
+and must find the same; the files are read once before the clock runs, so that nobody pays for the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
+import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 import manycore
-from manycore._cli.analysis import FileReport, FunctionReport, library_files, quiet, timed_analysis
+from manycore._cli.analysis import FileReport, FunctionReport, quiet, source_files, timed_analysis
 from manycore._cli.exits import FAILED, CommandError
 from manycore._launch.machine import cpu_count
 from manycore._observe.progress import start_progress
@@ -68,23 +70,26 @@ class _Run:
 
 
 @click.command("demo")
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-j", "--workers", type=click.IntRange(min=1), help="Threads, and processes; by default one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Write the figures as one JSON object.")
 @click.option(
     "--progress/--no-progress", default=None, help="Show progress on standard error; automatic on a terminal."
 )
-def command(*, workers: int | None, as_json: bool, progress: bool | None) -> None:
+def command(*, folder: Path | None, workers: int | None, as_json: bool, progress: bool | None) -> None:
     """See one core, threads and processes do the same real work.
 
-    The work: parse, compile and measure every source file of this Python's standard library. The answer:
-    its ten most complex functions.
+    The work: parse, compile and measure every Python source file below FOLDER, or of this Python's standard
+    library. The answer: the ten most complex functions.
     """
     workers = workers or cpu_count()
-    files = library_files()
+    root = Path(sysconfig.get_path("stdlib")) if folder is None else folder
+    files = source_files(root)
     if not files:
-        raise CommandError("this interpreter has no source files of its standard library to measure", FAILED)
+        raise CommandError(f"there are no Python source files to measure in {root}", FAILED)
     for path, _ in files:
-        Path(path).read_bytes()
+        with contextlib.suppress(OSError):  # it is told of among the results
+            Path(path).read_bytes()
     quiet()
     shown = sys.stderr.isatty() if progress is None else progress
 
@@ -110,7 +115,9 @@ def command(*, workers: int | None, as_json: bool, progress: bool | None) -> Non
         console = Console(highlight=False)
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = 100  # into a pipe or a file lines need not be short
-        console.print(_page(runs, answer, bar_width=max(4, min(_BAR_WIDTH, console.width - _BESIDE_BAR))))
+        bar_width = max(4, min(_BAR_WIDTH, console.width - _BESIDE_BAR))
+        name = str(folder) if folder else f"The standard library of Python {platform.python_version()}"
+        console.print(_page(name, root, runs, answer, bar_width))
 
 
 def _one_by_one(_count: int, paths: list[str]) -> Iterable[tuple[int, FileReport, float]]:
@@ -165,12 +172,12 @@ def _busy_seconds() -> float:
     return float(sum(times[:8]) - times.idle - times.iowait)
 
 
-def _page(runs: list[_Run], answer: list[tuple[FunctionReport, str]], bar_width: int) -> Group:
+def _page(name: str, root: Path, runs: list[_Run], answer: list[tuple[FunctionReport, str]], bar_width: int) -> Group:
     serial, _, processes = runs
     reports = serial.reports
     measured = [report for report in reports if not report.error]
     head = Text(
-        f"The standard library of Python {platform.python_version()}: {len(reports):,} files, "
+        f"{name}: {len(reports):,} files, "
         f"{sum(report.lines for report in measured):,} lines, "
         f"{sum(report.functions for report in measured):,} functions"
     )
@@ -195,8 +202,10 @@ def _page(runs: list[_Run], answer: list[tuple[FunctionReport, str]], bar_width:
     found.add_column("most complex functions", overflow="fold")
     found.add_column("where", overflow="fold")
     for function, path in answer:
-        found.add_row(str(function.complexity), str(function.lines), function.name, f"{_short(path)}:{function.line}")
-    return Group(head, Text(), table, Text(), *_sentences(runs), Text(), found, Text(), _longest(measured))
+        where = f"{os.path.relpath(path, root)}:{function.line}"
+        found.add_row(str(function.complexity), str(function.lines), function.name, where)
+    functions: list[Text | Table] = [Text(), found, Text(), _longest(measured, root)] if answer else []
+    return Group(head, Text(), table, Text(), *_sentences(runs), *functions)
 
 
 def _sentences(runs: list[_Run]) -> list[Text]:
@@ -222,15 +231,11 @@ def _sentences(runs: list[_Run]) -> list[Text]:
     return [Text(line) for line in lines]
 
 
-def _longest(reports: list[FileReport]) -> Text:
+def _longest(reports: list[FileReport], root: Path) -> Text:
     longest = [(report.longest, report.path) for report in reports if report.longest is not None]
     function, path = max(longest, key=lambda entry: entry[0].lines)
-    return Text(f"The longest function: {function.name}, {function.lines} lines, {_short(path)}:{function.line}")
-
-
-def _short(path: str) -> str:
-    """The path below the folder of the standard library."""
-    return os.path.relpath(path, Path(os.__file__).parent)
+    where = f"{os.path.relpath(path, root)}:{function.line}"
+    return Text(f"The longest function: {function.name}, {function.lines} lines, {where}")
 
 
 def _as_json(runs: list[_Run], answer: list[tuple[FunctionReport, str]]) -> dict[str, object]:

@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -75,6 +76,15 @@ class Ending:
         """Raise the cause, if there is one."""
         if self.cause is not None:
             raise self.cause
+
+    def wait(self, poller: select.poll) -> None:
+        """Wait for one of its descriptors. A signal raises at once."""
+        self.raises = True
+        try:
+            self.check()
+            poller.poll()
+        finally:
+            self.raises = False
 
     def _on_wake_up(self, _signum: int, _frame: FrameType | None) -> None:
         if self.raises:

@@ -78,6 +78,7 @@ class Inputs:
         self._ahead: list[object] = []
         self._all_listed = False
         self._rest: Iterator[object] = iter(())
+        self._reading: Lines | None = None
         if self.kind == "files":
             self._rest = self._paths()
             if STANDARD_INPUT not in self._roots:
@@ -109,6 +110,11 @@ class Inputs:
             return None
         return max(self._given, round(self._lines_read * self._bytes_expected / self._bytes_read))
 
+    @property
+    def awaited(self) -> int | None:
+        """The descriptor of the pipe for whose next line the items wait; None where they wait for none."""
+        return None if self._reading is None else self._reading.awaited
+
     def where(self, index: int) -> str:
         """Say where the item of this index stands: `data.jsonl line 8`; empty where the item is a path."""
         run = bisect_right(self._run_start, index) - 1
@@ -123,7 +129,8 @@ class Inputs:
         for root in self._roots:
             if root == STANDARD_INPUT:
                 with _open(root) as file:
-                    for number, raw in self._numbered(Lines(file, self._ending)):
+                    self._reading = Lines(file, self._ending)
+                    for number, raw in self._numbered(self._reading):
                         if raw.strip():
                             yield _text(raw)
                         elif not number:
@@ -154,7 +161,8 @@ class Inputs:
                     yield BadItem(name, reason)
                     continue
                 with file:
-                    yield Lines(file, self._ending)
+                    self._reading = Lines(file, self._ending)
+                    yield self._reading
 
     def _numbered(self, lines: Lines) -> Iterator[tuple[int, bytes]]:
         """Each line with its number; (0, b"") where none has come yet."""

@@ -1,7 +1,7 @@
 """Lines of a file, a pipe or a terminal, as they are there.
 
 A pipe may have nothing for hours (`tail -f`), and results must not wait for its next line: `Lines.batch` gives what
-is there now, and an empty list where that is nothing.
+is there now, and an empty list where that is nothing; then `Lines.awaited` is what to wait for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ __all__ = ["Lines"]
 
 _BATCH_BYTES = 16 << 10  # of a file's lines that are read together
 _PIPE_BYTES = 64 << 10  # what a pipe holds
-_LOOK_MS = 20  # how long a batch waits for a pipe: so long a result may wait for being written
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -33,10 +32,12 @@ class Lines:
 
     Attributes:
         bytes_read: How much was read so far.
+        awaited: The descriptor of a pipe that had no line at the last look; else None.
     """
 
     def __init__(self, file: BinaryIO, ending: Ending) -> None:
         self.bytes_read = 0
+        self.awaited: int | None = None
         self._file = file
         self._ending = ending
         self._is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
@@ -64,16 +65,20 @@ class Lines:
             Ended: A signal came meanwhile.
         """
         while (lines := self.batch()) == []:
-            self._ending.check()
+            self._ending.wait(self._poll)
         return lines
 
     def _take_from_pipe(self) -> list[bytes]:
-        if self._at_end or not self._poll.poll(_LOOK_MS):
+        if self._at_end:
+            return []
+        self.awaited = self._file.fileno()
+        if not self._poll.poll(0):
             return []
         data = os.read(self._file.fileno(), _PIPE_BYTES)
         self.bytes_read += len(data)
         if not data:
             self._at_end = True
+            self.awaited = None
             last = b"".join(self._beginning)
             self._beginning.clear()
             return [last] if last else []
@@ -81,6 +86,7 @@ class Lines:
         if not lines:
             self._beginning.append(rest)
             return []
+        self.awaited = None
         lines[0] = b"".join([*self._beginning, lines[0]])
         self._beginning = [rest] if rest else []
         return [line + b"\n" for line in lines]

@@ -11,8 +11,10 @@ ends early.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import sys
 import time
 from typing import TYPE_CHECKING, cast
@@ -164,6 +166,7 @@ class _Run:
         self._order = InOrder(output.write)
         self._tally = Tally(workers)
         self._reporter: Reporter | None = None
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # of a new outcome; open as long as this process
         self._told = 0  # failures, on standard error
         self._stats: Stats | None = None
 
@@ -230,6 +233,9 @@ class _Run:
         """Take outcomes to the end; or to the first failure, if that ends it all, and return it."""
         while True:
             self._ending.check()
+            if self._items.awaited is not None and not outcomes.poll() and self._items.awaited is not None:
+                self._wait(outcomes, self._items.awaited)
+                continue
             try:
                 block = outcomes.next_block(time.monotonic() + _LOOK_INTERVAL_S)
             except TimeoutError:
@@ -241,6 +247,19 @@ class _Run:
                 return failures[0]
             for failure in failures:
                 self._tell(failure)
+
+    def _wait(self, outcomes: MapRun, source: int) -> None:
+        """Wait for the next outcome, or for more of the input."""
+        poller = select.poll()
+        poller.register(source, select.POLLIN)
+        poller.register(self._bell, select.POLLIN)
+        outcomes.tell(self._ring)
+        self._ending.wait(poller)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+
+    def _ring(self) -> None:
+        os.eventfd_write(self._bell, 1)
 
     def _take_what_is_there(self, outcomes: MapRun) -> None:
         """Take what workers have finished, or finish in a moment; nothing more is read or sent."""
@@ -340,7 +359,7 @@ class _Run:
             kept = self._output.keep(_LAST_WORDS_S)
         except (OSError, Ended):
             kept = ""
-        count = self._tally.done
+        count = self._tally.done - (self._tally.failed if self.on_error == "stop" else 0)
         what = f"{count:,} item{'' if count == 1 else 's'} finished"
         if self._output.partial is None:
             return what

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["InOrder", "Output"]
 
-_FLUSH_INTERVAL_S = 0.1  # what a person reading along does not notice
+_REST_S = 0.02  # from one write to the next, so that short lines go together; a person does not notice it
+_LOOK_INTERVAL_S = 0.1  # for a reader that went away
 _FLUSH_BYTES = 64 << 10  # a pipe's capacity
 _MOST_WAITING_BYTES = 4 << 20
 _MOST_HELD_BYTES = 32 << 20
@@ -104,9 +105,10 @@ class Output:
             if self.error is not None:
                 raise self.error
             self._is_empty = False
+            before = self._waiting_bytes
             self._waiting.append(lines)
             self._waiting_bytes += len(lines)
-            if self._waiting_bytes - len(lines) < _FLUSH_BYTES <= self._waiting_bytes:
+            if not before or before < _FLUSH_BYTES <= self._waiting_bytes:
                 self._ready.notify_all()
             if self._waiting_bytes > _MOST_WAITING_BYTES:
                 self._wait_for_the_reader()
@@ -120,7 +122,7 @@ class Output:
             while self._waiting_bytes > _MOST_WAITING_BYTES and self.error is None:
                 if self._is_stream and time.monotonic() >= self._give_up_at:
                     self._ending.check()
-                self._ready.wait(_FLUSH_INTERVAL_S)
+                self._ready.wait(_LOOK_INTERVAL_S)
             return
         self._ending.raises = True
         try:
@@ -210,17 +212,23 @@ class Output:
             if timeout is not None:
                 self._give_up_at = time.monotonic() + timeout
             self._ready.notify_all()
-        self._thread.join(None if timeout is None else timeout + _FLUSH_INTERVAL_S)
+        self._thread.join(None if timeout is None else timeout + _LOOK_INTERVAL_S)
 
     def _run(self) -> None:
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
+        rested_at = 0.0  # from then on what comes is written at once: lines that come seldom do not wait for more
         untouched = self.partial is not None  # what an earlier run has kept goes when there is something better
         try:
             while True:
                 with self._ready:
-                    if self._waiting_bytes < _FLUSH_BYTES and not self._closing:
-                        self._ready.wait(_FLUSH_INTERVAL_S)
+                    if not self._waiting_bytes and not self._closing:
+                        self._ready.wait(_LOOK_INTERVAL_S)
+                    while 0 < self._waiting_bytes < _FLUSH_BYTES and not self._closing:
+                        rest = rested_at - time.monotonic()
+                        if rest <= 0:
+                            break
+                        self._ready.wait(rest)
                     data = b"".join(self._waiting)
                     self._waiting.clear()
                     self._waiting_bytes = 0
@@ -232,6 +240,7 @@ class Output:
                         untouched = False
                     with self._around():
                         self._write_all(data, poll)
+                    rested_at = time.monotonic() + _REST_S
                 elif closing:
                     return
                 elif self._is_stream and any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -248,7 +257,7 @@ class Output:
         view = memoryview(data)
         while view:
             if self._is_stream:
-                while not poll.poll(int(_FLUSH_INTERVAL_S * 1000)):
+                while not poll.poll(int(_LOOK_INTERVAL_S * 1000)):
                     if time.monotonic() >= self._give_up_at:
                         return
                 view = view[os.write(self._fd, view[:_PIECE_BYTES]) :]
