@@ -112,6 +112,7 @@ class MapRun:
         alone = options.policy is not None and options.policy.retries > 0  # what is tried again travels alone
         self._chunk = 1 if alone else options.chunksize or 1
         self._measured = not options.chunksize and not alone
+        self._taken = 0  # items taken to be sent: counted before it shows that they were the last
         self._sent = 0  # items handed to the engine, or failed before that
         self._yielded = 0  # items that the consumer has
         self._in_flight: dict[Task, tuple[int, list[Any]]] = {}  # -> index of its first item, its items
@@ -284,9 +285,12 @@ class MapRun:
         size = self._chunk
         if self._lazy:
             supply = self._supply
-            chunk = [supply.popleft() for _ in range(min(size, len(supply)))]
+            size = min(size, len(supply))
+            self._taken += size
+            chunk = [supply.popleft() for _ in range(size)]
         else:
             chunk = list(itertools.islice(self._source or (), size))
+            self._taken += len(chunk)
             if len(chunk) < size:
                 self._source = None
         if self._left is not None:
@@ -304,16 +308,18 @@ class MapRun:
 
     def advance(self) -> None:
         """Go on sending. One thread does; another that comes meanwhile leaves it the work."""
-        with self._mutex:
-            if self._stepping:
-                self._step_again = True
-                return
-            self._stepping = True
+        mine = False
         try:
+            with self._mutex:
+                if self._stepping:
+                    self._step_again = True
+                    return
+                self._stepping = mine = True
             self._advance()
         except BaseException:  # an interrupt: items that it had in hand are not sent
-            self._stepping = False
-            self._give_up(ResultLost("this map was interrupted while it sent its items"))
+            if mine:
+                self._stepping = False
+                self._give_up(ResultLost("this map was interrupted while it sent its items"))
             raise
 
     def _advance(self) -> None:
@@ -400,7 +406,7 @@ class MapRun:
 
     def _is_given(self) -> bool:
         """Whether nothing more will come."""
-        return self._all_sent() and (self._yielded == self._sent or self._abandoned)
+        return self._all_sent() and (self._yielded == self._taken or self._abandoned)
 
     def tell(self, listener: Callable[[], object]) -> None:
         """Call it, from any thread, when `poll` may have become true; once at least."""

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import gc
 import itertools
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import manycore
+from manycore._engine.mapping import MapOptions, MapRun
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,34 @@ def test_orders(pool: manycore.Pool) -> None:
     assert sorted(pool.imap_unordered(abs, range(5000))) == list(range(5000))
     assert pool.starmap(pow, [(2, 3), (3, 2)]) == [8, 9]
     assert pool.map(abs, []) == []
+
+
+class SlowToPickle:
+    """Says when it is being pickled, and waits."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> Any:
+        self.begun.set()
+        assert self.go_on.wait(30)
+        return int, (7,)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_a_last_chunk_in_another_threads_hands_is_waited_for(pool: manycore.Pool, lazy: bool) -> None:
+    slow = SlowToPickle()
+    run = MapRun(pool._engine, abs, iter([slow]), MapOptions(lazy=lazy, chunksize=2))
+    thread = threading.Thread(target=run.start)
+    thread.start()
+    assert slow.begun.wait(30)
+    assert not run.poll()
+    slow.go_on.set()
+    outcome = run.next_outcome()
+    assert outcome is not None
+    assert outcome.result == 7
+    assert run.next_outcome() is None
+    thread.join()
 
 
 def test_a_failed_item_is_tried_again_also_in_chunks(pool: manycore.Pool) -> None:
