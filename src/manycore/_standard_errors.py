@@ -51,6 +51,8 @@ class LaunchError(ManycoreError, ProcessError, OSError):
 class WorkerDied(ManycoreError, BrokenProcessPool):
     """The process that ran this task died. Only this task failed; the pool has replaced the worker.
 
+    Where a fatal signal ended it inside Python code, that place is among the notes.
+
     Attributes:
         certificate: How the process ended (`manycore.Certificate`), or None where nothing is known.
     """
@@ -58,6 +60,8 @@ class WorkerDied(ManycoreError, BrokenProcessPool):
     def __init__(self, message: str = "", certificate: Any = None) -> None:
         super().__init__(message, certificate)
         self.certificate = certificate
+        if where := getattr(certificate, "where", ""):
+            self.add_note(f"It died here (most recent call first):\n{where}")
 
     def __str__(self) -> str:
         return str(self.args[0])

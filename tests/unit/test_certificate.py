@@ -73,6 +73,9 @@ def test_a_fatal_signal_leaves_the_stack(signum: int, context: Any) -> None:
     assert certificate.signal_name == signal.Signals(signum).name
     assert certificate.stack.startswith("Fatal Python error")
     assert "in die" in certificate.stack
+    assert certificate.where.endswith(" in die")
+    assert "\n" not in certificate.where  # nothing of what is behind it
+    assert certificate.where in manycore.WorkerDied("", certificate).__notes__[0]
 
 
 def test_a_signal_that_is_not_a_fault_leaves_none(context: Any) -> None:

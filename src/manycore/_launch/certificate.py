@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import NamedTuple
 
 __all__ = ["Certificate", "ExitStatus"]
+
+_PACKAGE = f'  File "{os.path.dirname(os.path.dirname(__file__))}{os.sep}'
 
 
 class Certificate(NamedTuple):
@@ -46,6 +49,17 @@ class Certificate(NamedTuple):
             return signal.Signals(-self.exitcode).name
         except ValueError:
             return f"signal {-self.exitcode}"
+
+    @property
+    def where(self) -> str:
+        """Where a fatal signal ended it: its lines of `stack` down to the first of this package's own; or nothing."""
+        _, _, report = (self.stack or "").partition("\nCurrent thread ")
+        frames = []
+        for line in report.splitlines()[1:]:
+            if not line.startswith("  File ") or (frames and line.startswith(_PACKAGE)):
+                break
+            frames.append(line)
+        return "\n".join(frames)
 
     def describe(self) -> str:
         """Say in a few words how it ended: "SIGKILL (out of memory)", "exit code 3"."""
