@@ -54,7 +54,7 @@ class Certificate(NamedTuple):
     def where(self) -> str:
         """Where a fatal signal ended it: its lines of `stack` down to the first of this package's own; or nothing."""
         _, _, report = (self.stack or "").partition("\nCurrent thread ")
-        frames = []
+        frames: list[str] = []
         for line in report.splitlines()[1:]:
             if not line.startswith("  File ") or (frames and line.startswith(_PACKAGE)):
                 break
