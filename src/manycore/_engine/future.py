@@ -75,7 +75,8 @@ def outcome_of(status: int, data: Any, where: str) -> tuple[Any, BaseException |
         why = f"{name}: {_last_line(text)}"
         error = TaskPicklingError(f"the arguments of {where} could not be rebuilt in the worker: {why}")
     elif status == frames.UNPICKLABLE:
-        error = ResultPicklingError(f"the result of {where} could not be pickled: {name}: {_last_line(text)}")
+        why = _last_line(text) if name == "manycore.errors.ResultPicklingError" else f"{name}: {_last_line(text)}"
+        error = ResultPicklingError(f"the result of {where} could not be pickled: {why}")
     else:
         error = ResultPicklingError(f"{where} raised {name}, which could not be brought here")
     error.__cause__ = RemoteTraceback(text)
