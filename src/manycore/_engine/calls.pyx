@@ -252,6 +252,9 @@ cdef class Line:
             known = PyDict_GetItem(self._known, function)
             if known != NULL:
                 return <object>known
+            last = self._functions.last_by_value
+            if last is not None and (<tuple>last)[0](function):
+                return (<tuple>last)[1]
         return self._functions.get(function)
 
     cdef int64_t _post(self, Task task) except -2:
@@ -373,6 +376,8 @@ def settle(Book book, ring, Py_ssize_t worker, list litter):
         if record == NULL:
             break
         kind = record.kind
+        if record.size < sizeof(mc_record):  # a short one, of a chunk
+            break
         if kind == KIND_PICKLE and (record.flags or record.status != _OK):
             break
         key = record.task

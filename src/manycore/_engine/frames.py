@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 __all__ = [
+    "AWAITED",
     "CALL",
     "CHUNK",
     "CLAIMS",
@@ -43,6 +44,7 @@ WHERE: Final = Struct("<QQ")  # offset and length in the spool
 CALL: Final = 0  # the payload is (args, kwargs)
 CHUNK: Final = 1  # the payload is a list of items, each the function's only argument
 STAR: Final = 2  # with CHUNK: each item is the tuple of its arguments
+AWAITED: Final = 64  # with CHUNK: somebody waits for each single result
 SPOOLED: Final = 4  # the payload is WHERE
 CLAIMS: Final = 16  # flag of a record: it begins with the handles to shared memory in the pickle, see cargo.py
 GUARDED: Final = 32  # of a frame: WHERE a guard is comes before the payload, see guard.py

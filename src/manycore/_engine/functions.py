@@ -82,6 +82,8 @@ class FunctionTable:
         self.known: dict[Any, Function] = {}  # those of them that are called, for who looks here first
         self._by_bytes: dict[bytes, Range] = {}  # in order of use
         self._bytes = 0  # of its keys
+        # The last called one that went by value: whether another is the same, and what that one then is.
+        self.last_by_value: tuple[Callable[[Any], bool], Function] | None = None
         self._last: tuple[bytes, Function] | tuple[None, None] = (None, None)
 
     def get(self, function: Callable[..., Any], flags: int = frames.CHUNK) -> Function:
@@ -112,6 +114,9 @@ class FunctionTable:
             self._by_name[(function, flags)] = found
             if flags == frames.CHUNK:
                 self.known[function] = found
+        elif type(function) is FunctionType and flags == frames.CHUNK:
+            memo = codec.memo_of(function)
+            self.last_by_value = (memo.good_for, found) if memo is not None and memo.data is data else None
         return found
 
     def place(self, data: bytes) -> Range:

@@ -219,6 +219,10 @@ class Engine(Line):
         if self._runs.pop(id(run), None) is not None and self._closed:
             self._tasks.alarm()
 
+    def alarm(self) -> None:
+        """Have whoever waits look again at what it waits for."""
+        self._tasks.alarm()
+
     def drop(self, tasks: Iterable[Task]) -> None:
         """Forget tasks: those that no worker has begun are taken back, and nothing is heard of the others."""
         with self._lock:

@@ -7,9 +7,11 @@ Only the consumer's own thread runs the user's iterator, and only as far as the 
 been consumed: nothing is read that is not wanted, and a run that nobody consumes reads nothing more. What has
 been read is sent on as results come, by whichever thread collects them.
 
-Chunks. The first ones hold one item; from then on the measured time of an item decides, so that a chunk is about
-two milliseconds of work, grows at most eightfold from one to the next, and never holds more than its share of
-what is left. Long items go one by one, which keeps the balance, timeouts and deaths exact.
+Chunks. The first ones hold one item; from then on the measured time of an item decides, so that a chunk is some
+milliseconds of work, grows at most eightfold from one to the next, and never holds more than its share of
+what is left. Long items go one by one, which keeps the balance, timeouts and deaths exact. Where single results are
+awaited, chunks are shorter, and their results are told of as they come: each wakes a thread of the parent, which
+takes its time from the workers when they need all cores.
 
 Invariants:
     sent + supply - yielded <= window          for a lazy run
@@ -39,7 +41,7 @@ from manycore._engine.outcomes import FAILED, Block, Outcome
 from manycore.errors import PoolClosed, ResultLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from manycore._engine.calls import Task
     from manycore._engine.local import Engine
@@ -47,7 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MapOptions", "MapRun"]
 
-CHUNK_NS: Final = 2_000_000  # work in a chunk: a hundred times what sending it costs, and short enough to balance
+CHUNK_NS: Final = 8_000_000  # work in a chunk: a hundred times what sending it costs, and short enough to balance
+LAZY_CHUNK_NS: Final = 2_000_000  # the same for a lazy run, whose results are awaited one by one
 CHUNK_BYTES: Final = 1 << 16  # bytes of pickled items in a chunk, so that few large items are ahead of the consumer
 CHUNK_ITEMS: Final = 1 << 15  # items in a chunk, however short they are
 LAZY_CHUNK_ITEMS: Final = 1 << 10  # the same for a lazy run, whose window is a few chunks
@@ -102,9 +105,11 @@ class MapRun:
         self._others: Callable[[Any], tuple[Any, ...]] | None = None  # what is sent of an item, where it is not all
         if options.star and type(items) is list:
             function = self._without_repeated(function, items)
-        self._function = engine.outbox.functions.get(function, frames.CHUNK | (frames.STAR if options.star else 0))
+        flags = frames.CHUNK | (frames.STAR if options.star else 0) | (frames.AWAITED if options.lazy else 0)
+        self._function = engine.outbox.functions.get(function, flags)
         self._left = len(items) if isinstance(items, Sized) else None  # items not sent yet, where known
         self._source: Iterator[Any] | None = iter(items)  # None once it has ended
+        self._range = items if type(items) is range else None  # whose parts are ranges: nothing is made of their items
         self._supply: deque[Any] = deque()  # read and not sent; lazy runs only
         self._policy = options.policy
         if options.policy is not None and options.policy.keeper is None:
@@ -115,7 +120,7 @@ class MapRun:
         self._taken = 0  # items taken to be sent: counted before it shows that they were the last
         self._sent = 0  # items handed to the engine, or failed before that
         self._yielded = 0  # items that the consumer has
-        self._in_flight: dict[Task, tuple[int, list[Any]]] = {}  # -> index of its first item, its items
+        self._in_flight: dict[Task, tuple[int, Sequence[Any]]] = {}  # -> index of its first item, its items
         self._blocks: dict[int, Block] = {}  # by index; ordered runs
         self._arrived: deque[Block] = deque()  # unordered runs
         self._mutex = threading.Lock()  # a plain one: no interrupt comes between its being taken and its `with`
@@ -227,7 +232,7 @@ class MapRun:
 
     # Sending
 
-    def _encode(self, first: int, items: list[Any]) -> Task | None:
+    def _encode(self, first: int, items: Sequence[Any]) -> Task | None:
         """A task for these items. One that cannot be pickled fails here and now; several raise."""
         try:
             task: Task = self._engine.outbox.encode(
@@ -247,7 +252,7 @@ class MapRun:
         self._in_flight[task] = (first, items)
         return task
 
-    def _send(self, items: list[Any]) -> None:
+    def _send(self, items: Sequence[Any]) -> None:
         try:
             self._submit(self._encode(self._sent, items), len(items))
         except (PoolClosed, errors.PoolBroken):
@@ -269,7 +274,7 @@ class MapRun:
     def _adapt(self) -> None:
         if not self._measured or not self._item_ns:
             return
-        fitting = CHUNK_NS / self._item_ns
+        fitting = (LAZY_CHUNK_NS if self._lazy else CHUNK_NS) / self._item_ns
         if self._item_bytes:
             fitting = min(fitting, CHUNK_BYTES / self._item_bytes)
         size = min(int(fitting), self._chunk * GROWTH, LAZY_CHUNK_ITEMS if self._lazy else CHUNK_ITEMS)
@@ -280,14 +285,21 @@ class MapRun:
     def _all_sent(self) -> bool:
         return not self._supply and (self._source is None or self._abandoned)
 
-    def _take(self) -> list[Any]:
+    def _take(self) -> Sequence[Any]:
         """The next chunk's items, as far as they have been read."""
         size = self._chunk
+        chunk: Sequence[Any]
         if self._lazy:
             supply = self._supply
             size = min(size, len(supply))
             self._taken += size
             chunk = [supply.popleft() for _ in range(size)]
+        elif self._range is not None and self._source is not None and self._left is not None:
+            first = len(self._range) - self._left
+            chunk = self._range[first : first + size]
+            self._taken += len(chunk)
+            if len(chunk) == self._left:
+                self._source = None
         else:
             chunk = list(itertools.islice(self._source or (), size))
             self._taken += len(chunk)
@@ -330,6 +342,10 @@ class MapRun:
                 self._give_up(error)
             if self._is_over():
                 self._engine.discharge(self)
+                if not self._in_flight:  # who waits for more may not know yet that the input has ended
+                    with self._mutex:
+                        self._condition.notify_all()
+                    self._engine.alarm()
             with self._mutex:
                 if not self._step_again:
                     self._stepping = False
@@ -402,6 +418,9 @@ class MapRun:
         self._read()
         if not self._all_sent():
             self.advance()
+        return self._has_news()
+
+    def _has_news(self) -> bool:
         return self._available() or self._is_given()
 
     def _is_given(self) -> bool:
@@ -447,18 +466,17 @@ class MapRun:
         self._read()
         if not self._all_sent():
             self.advance()
+        if not self._has_news() and not self._engine.wait(self._has_news, self._get_condition, deadline):
+            if deadline is None:
+                raise PoolClosed("the pool ended before this map was done")
+            raise TimeoutError("no result yet")
         if not self._available():
-            if self._is_given():
-                self._end_report()
-                self.forget()
-                error, self._reading_error = self._reading_error, None
-                if error is not None:
-                    raise error
-                return None
-            if not self._engine.wait(self._available, self._get_condition, deadline):
-                if deadline is None:
-                    raise PoolClosed("the pool ended before this map was done")
-                raise TimeoutError("no result yet")
+            self._end_report()
+            self.forget()
+            error, self._reading_error = self._reading_error, None
+            if error is not None:
+                raise error
+            return None
         with self._mutex:
             block = self._pop()
         if block is None:

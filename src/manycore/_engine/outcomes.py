@@ -1,12 +1,15 @@
 """What became of a map's items: one `Outcome` each, and the `Block` in which a chunk's come from their worker.
 
-    worker --records of a chunk--> Block (values still pickled, or of one failure) --`MapRun`--> Outcome --> consumer
-                                                                          on_error="collect" --> Failure
+worker --records of a chunk--> Block (values still pickled, or of one failure) --`MapRun`--> Outcome --> consumer
+                                                                      on_error="collect" --> Failure
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["FAILED", "Block", "Failure", "Outcome"]
 
@@ -74,7 +77,7 @@ class Block:
     Attributes:
         index: The first item's place in the input.
         values: The results, where `status` is None.
-        items: The items.
+        items: The items; a part of the input itself where it is a range.
         status: None, or a record's status with `values` holding its pickle, or FAILED with the exception.
         seconds: The time of each.
         worker: Who ran them; -1 for nobody.
@@ -83,7 +86,7 @@ class Block:
     __slots__ = ("index", "items", "seconds", "status", "values", "worker")
 
     def __init__(
-        self, index: int, values: list[Any], items: list[Any], status: int | None, seconds: float, worker: int
+        self, index: int, values: list[Any], items: Sequence[Any], status: int | None, seconds: float, worker: int
     ) -> None:
         self.index = index
         self.values = values

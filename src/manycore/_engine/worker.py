@@ -216,10 +216,12 @@ class _Worker:
         elif flags & frames.CHUNK:
             star = bool(flags & frames.STAR)
             put_raised, put_result = self.put_raised, self.put_result
+            items = payload if type(payload) is list else list(payload)
+            awaited = bool(flags & frames.AWAITED)
             took = self.results.run(
-                self.tasks, self.index, task, first, function, payload, star, put_raised, put_result
+                self.tasks, self.index, task, first, function, items, star, awaited, put_raised, put_result
             )
-            self.tasks.done(self.index, took, len(payload) - first)
+            self.tasks.done(self.index, took, len(items) - first)
         else:
             self.run_call(task, function, *payload)
         self.head = frame[: frames.HEADER.size] if flags in _PLAIN and not tries else None

@@ -83,7 +83,7 @@ from manycore._memory.namespaces import (
     tokens,
 )
 from manycore._memory.rebuild import Definition, Import
-from manycore._native.codec import type_version
+from manycore._native.codec import Unchanged, type_version
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
@@ -121,10 +121,6 @@ def stamp(value: Any) -> Any:
     return _UNSTABLE
 
 
-def _same(value: Any, stamped: Any) -> bool:
-    return value is stamped or (type(stamped) is weakref.ref and stamped() is value)
-
-
 class _Memory:
     """A definition as it was last pickled, what it needed, and what tells whether it has changed."""
 
@@ -156,6 +152,9 @@ class _Checks:
         self._globals = list(spaces.values())
         self._versions = [(weakref.ref(value), version) for value, version in versions]
 
+    def __bool__(self) -> bool:
+        return bool(self._globals or self._versions)
+
     def hold(self) -> bool:
         """Whether all are unchanged."""
         for reference, names in self._globals:
@@ -180,35 +179,20 @@ class Memo:
     Good for any function of the same code, unless the function has a token, which makes it one of a kind.
     """
 
-    __slots__ = ("_checks", "_code", "_defaults", "_home", "_variables", "data", "single")
+    __slots__ = ("data", "good_for", "single")
 
     def __init__(self, function: types.FunctionType, data: bytes, checks: _Checks, home: Any, *, single: bool) -> None:
         self.data = data
         self.single = single
-        self._code = weakref.ref(function.__code__)
-        self._defaults = function.__defaults__
-        self._variables = [stamp(cell.cell_contents) for cell in function.__closure__ or ()]
-        self._checks = checks
-        self._home = weakref.ref(home)
-
-    def good_for(self, function: types.FunctionType) -> bool:
-        """Whether pickling the function now would give these bytes."""
-        home = self._home()
-        if (
-            function.__code__ is not self._code()
-            or function.__defaults__ is not self._defaults
-            or home is None
-            or function.__globals__ is not (home.globals if type(home) is Namespace else home.__dict__)
-        ):
-            return False
-        if self._variables:
-            try:
-                for cell, stamped in zip(function.__closure__ or (), self._variables, strict=True):
-                    if not _same(cell.cell_contents, stamped):
-                        return False
-            except ValueError:  # an empty variable
-                return False
-        return not function.__dict__ and function.__kwdefaults__ is None and self._checks.hold()
+        # Whether pickling a function now would give these bytes.
+        self.good_for = Unchanged(
+            weakref.ref(function.__code__),
+            weakref.ref(home),
+            function.__defaults__,
+            [stamp(cell.cell_contents) for cell in function.__closure__ or ()],
+            weakref.ref(function) if single else None,
+            checks.hold if checks else None,
+        )
 
 
 class Shipment:

@@ -50,6 +50,7 @@ __all__ = [
     "keep_main",
     "load_function",
     "loads",
+    "memo_of",
 ]
 
 _ENVELOPE = 0x01  # the first byte of a message with code by value; a pickle's is 0x80
@@ -264,6 +265,16 @@ def dump_function(function: Callable[..., Any], *, main_is_there: bool = False) 
         elif memo is not None:
             _remember(_codes, function.__code__, memo)
     return data
+
+
+def memo_of(function: types.FunctionType) -> Memo | None:
+    """What `dump_function` remembers of a function that went by value; None where it has to look closer."""
+    reference, memo = _functions.get(id(function)) or _NOTHING
+    if reference() is not function:
+        reference, memo = _codes.get(id(function.__code__)) or _NOTHING
+        if reference() is not function.__code__:
+            return None
+    return memo if type(memo) is Memo else None
 
 
 # By id: what was pickled for a function that goes by reference or has a token, and for code that any function runs.

@@ -6,6 +6,9 @@ it and costs a third of what a pickler object costs. The scan stops early: a val
 LIMIT parts goes to the general pickler, whose set-up cost it no longer notices.
 """
 
+from types import ModuleType
+from weakref import ReferenceType
+
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
@@ -49,6 +52,87 @@ cdef extern from *:
 def type_version(object cls) -> int:
     """A number that changes whenever an attribute of `cls` or of a base is set; 0 where there is none."""
     return mc_type_version(cls)
+
+
+cdef extern from "Python.h":
+    """
+    static PyObject *mc_function_dict(PyObject *function) { return ((PyFunctionObject *)function)->func_dict; }
+    """
+    bint PyFunction_Check(object value)
+    PyObject *PyFunction_GetCode(object function)
+    PyObject *PyFunction_GetGlobals(object function)
+    PyObject *PyFunction_GetDefaults(object function)
+    PyObject *PyFunction_GetClosure(object function)
+    PyObject *PyFunction_GetKwDefaults(object function)
+    PyObject *mc_function_dict(object function)
+    PyObject *PyCell_GET(object cell)
+
+cdef type _REFERENCE = ReferenceType
+
+
+cdef class Unchanged:
+    """Whether a function is what it was when it was pickled, so that pickling it again would give the same.
+
+    Args:
+        code: Its code, as a weak reference.
+        home: A weak reference to what has its globals: a module, or an object with an attribute `globals`.
+        defaults: Its defaults.
+        variables: What its closure's variables were: values, or weak references to them.
+        only: The function itself, as a weak reference, where no other of the same code will do.
+        more: Asked last; None for nothing.
+    """
+
+    cdef object code, home, defaults, only, more
+    cdef list variables
+
+    def __init__(self, code, home, defaults, list variables, only, more):
+        self.code = code
+        self.home = home
+        self.defaults = defaults
+        self.variables = variables
+        self.only = only
+        self.more = more
+
+    def __call__(self, function) -> bool:
+        cdef PyObject *found
+        cdef Py_ssize_t i, count = len(self.variables)
+        cdef tuple cells
+        if not PyFunction_Check(function):
+            return False
+        held = self.code()
+        if PyFunction_GetCode(function) != <PyObject *>held:
+            return False
+        found = PyFunction_GetDefaults(function)
+        if found != <PyObject *>self.defaults and not (found == NULL and self.defaults is None):
+            return False
+        found = PyFunction_GetKwDefaults(function)
+        if found != NULL and found != <PyObject *>None:
+            return False
+        found = mc_function_dict(function)
+        if found != NULL and len(<dict>found):
+            return False
+        home = self.home()
+        if home is None:
+            return False
+        globals_ = home.__dict__ if type(home) is ModuleType else home.globals
+        if PyFunction_GetGlobals(function) != <PyObject *>globals_:
+            return False
+        found = PyFunction_GetClosure(function)
+        cells = () if found == NULL else <tuple>found
+        if len(cells) != count:
+            return False
+        for i in range(count):
+            found = PyCell_GET(cells[i])
+            if found == NULL:  # an empty variable
+                return False
+            was = self.variables[i]
+            if found != <PyObject *>was:
+                held = was() if type(was) is _REFERENCE else None
+                if held is None or found != <PyObject *>held:
+                    return False
+        if self.only is not None and self.only() is not function:
+            return False
+        return self.more is None or self.more()
 
 
 cdef extern from "packed.h":

@@ -23,6 +23,8 @@ cdef class ResultRing:
     cdef object buffer
     cdef TaskRing bell
     cdef public uint64_t taken_bytes
+    cdef uint64_t put_task, put_next        # what a short record would be taken for, as the worker knows it;
+    cdef uint64_t taken_task, taken_next    # as the parent knows it; item 0: for nothing
 
     def __cinit__(self, uint8_t[::1] buffer, bint create=False, TaskRing bell=None):
         cdef uint64_t capacity = 4096
@@ -70,8 +72,26 @@ cdef class ResultRing:
         record.item = item
         record.took_ns = took_ns
         memcpy(<uint8_t *>record + sizeof(mc_record), payload, length)
+        self.put_task = task
+        self.put_next = 0 if kind == KIND_PICKLE else item + 1
         mc_commit(self.results, record.size)
         return 0
+
+    cdef int write_small(self, uint64_t task, uint64_t item, uint8_t kind, int64_t took_ns, uint64_t value) except -1:
+        """A result of at most 8 bytes: a short record, where the one before it is of the item before."""
+        cdef mc_short *record
+        if self.put_next == item and self.put_task == task and item and took_ns <= 0xffff:
+            record = <mc_short *>mc_reserve(self.results, sizeof(mc_short))
+            if record != NULL:
+                record.size = sizeof(mc_short)
+                record.status = 0
+                record.kind = kind
+                record.took_ns = <uint16_t>took_ns
+                record.value = value
+                self.put_next = item + 1
+                mc_commit(self.results, sizeof(mc_short))
+                return 0
+        return self.write(task, item, 0, kind, 0, took_ns, &value, 8 if kind == KIND_INT or kind == KIND_FLOAT else 0)
 
     def put(self, uint64_t task, uint64_t item, uint8_t status, int64_t took_ns, bytes payload, uint16_t flags=0):
         """Append a record; a payload longer than FRAGMENT_BYTES goes in several. Waits while the ring is full."""
@@ -103,19 +123,20 @@ cdef class ResultRing:
         cdef Py_ssize_t length
         kind = type(value)
         if value is None:
-            self.write(task, item, 0, KIND_NONE, 0, took_ns, NULL, 0)
+            self.write_small(task, item, KIND_NONE, took_ns, 0)
         elif kind is int:
             number = PyLong_AsLongLongAndOverflow(value, &overflow)
             if overflow:
                 return False
-            self.write(task, item, 0, KIND_INT, 0, took_ns, &number, 8)
+            self.write_small(task, item, KIND_INT, took_ns, <uint64_t>number)
         elif kind is float:
             real = PyFloat_AS_DOUBLE(value)
-            self.write(task, item, 0, KIND_FLOAT, 0, took_ns, &real, 8)
+            memcpy(&number, &real, 8)
+            self.write_small(task, item, KIND_FLOAT, took_ns, <uint64_t>number)
         elif value is True:
-            self.write(task, item, 0, KIND_TRUE, 0, took_ns, NULL, 0)
+            self.write_small(task, item, KIND_TRUE, took_ns, 0)
         elif value is False:
-            self.write(task, item, 0, KIND_FALSE, 0, took_ns, NULL, 0)
+            self.write_small(task, item, KIND_FALSE, took_ns, 0)
         elif kind is str:
             if len(value) > 4096:
                 return False
@@ -131,7 +152,7 @@ cdef class ResultRing:
         return True
 
     def run(self, TaskRing tasks, unsigned worker, uint64_t task, Py_ssize_t first, function, list items, bint star,
-            raised, pickled):
+            bint awaited, raised, pickled):
         """Run a chunk: begin, call, and put each item from `first` on.
 
         Args:
@@ -142,6 +163,7 @@ cdef class ResultRing:
             function: Called with an item, or with `star` with the items of the item.
             items: The chunk.
             star: See above.
+            awaited: Whether somebody waits for single results; else he is told of some at a time.
             raised: Called with (task, item, took_ns, error) for an item that raised; puts its record.
             pickled: Called with (task, item, took_ns, result) for a result that is not plain; puts its record.
 
@@ -150,7 +172,9 @@ cdef class ResultRing:
         """
         cdef mc_page *page = tasks.page(worker)
         cdef Py_ssize_t item, count = len(items)
-        cdef int64_t begun = mc_now_ns(), started = begun, now
+        cdef int64_t begun = mc_now_ns(), started = begun, now, looked = begun, tick = mc_coarse_ns()
+        cdef int64_t notify_ns = NOTIFY_NS if awaited else LATE_NOTIFY_NS
+        cdef int64_t untimed = 0  # items that go on before the clock is read, unless its next tick comes first
         MC_STORE(page.started_ns, started)
         MC_STORE(page.item, <uint64_t>first)
         tasks.hang_out()
@@ -160,16 +184,28 @@ cdef class ResultRing:
             except BaseException as error:  # also SystemExit: it is the item that ends, not the worker
                 now = mc_now_ns()
                 raised(task, item, now - started, error)
+                untimed = 0
             else:
-                now = mc_now_ns()
+                if untimed > 0 and mc_coarse_ns() == tick:
+                    untimed -= 1
+                    now = started
+                else:
+                    now = mc_now_ns()
+                    tick = mc_coarse_ns()
+                    untimed = TOGETHER - 1 if now - started < TINY_NS * TOGETHER else 0
                 if not self.put_plain(task, item, now - started, result):
                     pickled(task, item, now - started, result)
                     now = mc_now_ns()
-            started = now
-            MC_STORE(page.started_ns, now)
-            MC_STORE(page.item, <uint64_t>(item + 1))
-            if now - tasks.notified_ns > NOTIFY_NS:
-                tasks.notify()
+            if now != started:
+                started = now
+                MC_RELEASE(page.started_ns, now)
+                if now - tasks.notified_ns > notify_ns:
+                    tasks.notify()
+                elif now - looked > CROWDED_NS:
+                    looked = now
+                    if mc_results_used(self.results) > self.results.capacity // 2:
+                        mc_notify(tasks.tasks, True)
+            MC_RELEASE(page.item, <uint64_t>(item + 1))  # after the record
         return mc_now_ns() - begun
 
     def used(self):
@@ -243,7 +279,7 @@ cdef class ResultRing:
             done += 1
         return done, None
 
-    def take(self, list records, Py_ssize_t most=4096):
+    def take(self, list records, Py_ssize_t most=16384):
         """Append what waits to `records`, at most `most` of it; returns how many records were read.
 
         An entry is (task, item, status, took_ns, plain, flags, value). Where `plain` is true, `value` is a list of the
@@ -254,57 +290,85 @@ cdef class ResultRing:
             BrokenRing: Something else than a worker's runtime has written into the ring.
         """
         cdef mc_record *record
+        cdef mc_short *small
         cdef c_bool broken = False
         cdef Py_ssize_t taken = 0
-        cdef uint32_t size, length
+        cdef uint32_t length
         cdef const char *payload
         cdef uint8_t kind
+        cdef uint64_t task, item
+        cdef int64_t took_ns
         cdef list run = None
         cdef uint64_t run_task = 0, run_first = 0, run_next = 0
         cdef int64_t run_took = 0
-        while taken < most:
-            record = mc_peek(self.results, &broken)
-            if record == NULL:
-                break
-            size = record.size
-            length = record.length
-            kind = record.kind
-            payload = <const char *>record + sizeof(mc_record)
-            if kind > KIND_LAST or length > size - sizeof(mc_record) or (
-                (kind == KIND_INT or kind == KIND_FLOAT) and length != 8
-            ):
-                broken = True
-                break
-            if kind == KIND_PICKLE or kind == KIND_BYTES:
-                value = PyBytes_FromStringAndSize(payload, length)
-            elif kind == KIND_NONE:
-                value = None
-            elif kind == KIND_INT:
-                value = (<int64_t *>payload)[0]
-            elif kind == KIND_FLOAT:
-                value = (<double *>payload)[0]
-            elif kind == KIND_STR:
-                value = PyUnicode_DecodeUTF8(payload, length, NULL)
-            else:
-                value = kind == KIND_TRUE
-            if run is not None and (kind == KIND_PICKLE or record.task != run_task or record.item != run_next):
-                records.append((run_task, run_first, 0, run_took, True, 0, run))
-                run = None
-            if kind == KIND_PICKLE:
-                records.append((record.task, record.item, record.status, record.took_ns, False, record.flags, value))
-            elif run is None:
-                run = [value]
-                run_task = record.task
-                run_first = record.item
-                run_next = record.item + 1
-                run_took = record.took_ns
-            else:
-                run.append(value)
-                run_next += 1
-                run_took += record.took_ns
-            mc_take(self.results, size)
-            self.taken_bytes += length
-            taken += 1
+        cdef mc_results *results = self.results
+        cdef uint64_t head = 0, tail = MC_LOAD(results.tail), told = tail  # the worker knows of what is before `told`
+        try:
+            while taken < most:
+                record = mc_look(results, head, &tail, &broken) if taken else NULL
+                if record == NULL and not broken:
+                    head = MC_LOAD(results.head)
+                    record = mc_look(results, head, &tail, &broken)
+                if record == NULL:
+                    break
+                kind = record.kind
+                if record.size == sizeof(mc_short):
+                    small = <mc_short *>record
+                    payload = <const char *>&small.value
+                    length = 8 if kind == KIND_INT or kind == KIND_FLOAT else 0
+                    task = self.taken_task
+                    item = self.taken_next
+                    took_ns = small.took_ns
+                    if not item or not KIND_PICKLE < kind <= KIND_FLOAT:
+                        broken = True
+                        break
+                else:
+                    payload = <const char *>record + sizeof(mc_record)
+                    length = record.length
+                    task = record.task
+                    item = record.item
+                    took_ns = record.took_ns
+                    if kind > KIND_LAST or (kind == KIND_INT or kind == KIND_FLOAT) and length != 8:
+                        broken = True
+                        break
+                if kind == KIND_INT:
+                    value = (<int64_t *>payload)[0]
+                elif kind == KIND_FLOAT:
+                    value = (<double *>payload)[0]
+                elif kind == KIND_NONE:
+                    value = None
+                elif kind == KIND_PICKLE or kind == KIND_BYTES:
+                    value = PyBytes_FromStringAndSize(payload, length)
+                elif kind == KIND_STR:
+                    value = PyUnicode_DecodeUTF8(payload, length, NULL)
+                else:
+                    value = kind == KIND_TRUE
+                if run is not None and (kind == KIND_PICKLE or task != run_task or item != run_next):
+                    records.append((run_task, run_first, 0, run_took, True, 0, run))
+                    run = None
+                if kind == KIND_PICKLE:
+                    records.append((task, item, record.status, took_ns, False, record.flags, value))
+                elif run is None:
+                    run = [value]
+                    run_task = task
+                    run_first = item
+                    run_next = item + 1
+                    run_took = took_ns
+                else:
+                    run.append(value)
+                    run_next += 1
+                    run_took += took_ns
+                self.taken_task = task
+                self.taken_next = 0 if kind == KIND_PICKLE else item + 1
+                tail += record.size
+                self.taken_bytes += length
+                taken += 1
+                if tail - told > results.capacity // 4:
+                    told = tail
+                    mc_take_to(results, tail)
+        finally:
+            if tail != told:
+                mc_take_to(results, tail)
         if run is not None:
             records.append((run_task, run_first, 0, run_took, True, 0, run))
         if broken:

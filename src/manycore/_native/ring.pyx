@@ -59,6 +59,7 @@ cdef extern from "task_ring.h" nogil:
     int64_t mc_now_ns()
     bint mc_spin(mc_spinner *spinner, c_bool (*ready)(void *) noexcept nogil, void *context)
     void mc_slept(mc_spinner *spinner, int64_t since_ns)
+    uint32_t mc_spin_cores(mc_spinner *spinner)
     int mc_wait(mc_word *word, uint32_t expected, int64_t deadline_ns)
     size_t mc_tasks_bytes(uint32_t slots)
     void mc_tasks_init(mc_tasks *t, uint32_t slots)
@@ -66,6 +67,7 @@ cdef extern from "task_ring.h" nogil:
     uint64_t mc_ready(mc_tasks *t)
     void mc_wake_worker(mc_tasks *t, unsigned worker)
     bint mc_wake_one(mc_tasks *t)
+    unsigned mc_asleep(mc_tasks *t)
     int64_t mc_publish(mc_tasks *t, uint64_t task, uint32_t function, uint32_t flags, const void *head,
                        uint32_t head_length, const void *payload, uint32_t length)
     bint mc_holds(mc_tasks *t, uint64_t ticket)
@@ -91,8 +93,16 @@ cdef extern from "result_ring.h" nogil:
         uint64_t item
         int64_t took_ns
         uint32_t length
+    ctypedef struct mc_short:
+        uint32_t size
+        uint8_t status
+        uint8_t kind
+        uint16_t took_ns
+        uint64_t value
     ctypedef struct mc_results:
         uint64_t capacity
+        uint64_t head
+        uint64_t tail
     void mc_results_init(mc_results *r, uint64_t capacity)
     bint mc_results_valid(const mc_results *r, size_t nbytes)
     bint mc_results_empty(const mc_results *r)
@@ -100,16 +110,26 @@ cdef extern from "result_ring.h" nogil:
     mc_record *mc_reserve(mc_results *r, uint32_t size)
     void mc_commit(mc_results *r, uint32_t size)
     int mc_wait_room(mc_results *r, uint32_t size)
-    mc_record *mc_peek(mc_results *r, c_bool *broken)
-    void mc_take(mc_results *r, uint32_t size)
+    mc_record *mc_look(const mc_results *r, uint64_t head, uint64_t *tail, c_bool *broken)
+    void mc_take_to(mc_results *r, uint64_t tail)
 
 cdef extern from *:
     """
     #define MC_LOAD(field) atomic_load(&(field))
     #define MC_STORE(field, value) atomic_store(&(field), (value))
+    #define MC_RELEASE(field, value) atomic_store_explicit(&(field), (value), memory_order_release)
+
+    /* The same clock to the kernel's last tick: a quarter of the cost. */
+    static inline int64_t mc_coarse_ns(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    }
     """
     uint64_t MC_LOAD(...) nogil
     void MC_STORE(...) nogil
+    void MC_RELEASE(...) nogil
+    int64_t mc_coarse_ns() nogil
 
 cdef object get_ident = threading.get_ident
 cdef object COLLECTOR = "collector"
@@ -146,6 +166,12 @@ def now_ns():
 
 
 cdef int64_t NOTIFY_NS = 1000000    # between two times that a worker wakes the collector thread
+cdef int64_t LATE_NOTIFY_NS = 10000000  # the same amidst a chunk whose results nobody waits for one by one
+cdef int64_t CROWDED_NS = 100000    # between two looks at whether the result ring is half full
+
+# Items of a chunk that take less than this are timed together, so many at a time: the clock costs as much as they do.
+cdef int64_t TINY_NS = 1000
+cdef int64_t TOGETHER = 8
 
 
 cdef inline int64_t deadline_of(object deadline_ns) except? -1:

@@ -174,14 +174,18 @@ cdef class TaskRing:
         return MC_LOAD(self.tasks.alarms)
 
     def wait(self, list rings, uint64_t alarms, object deadline_ns=None):
-        """As the thread that entered: wait for a result in `rings`, an alarm after `alarms`, or the deadline (False)."""
+        """As the thread that entered: wait for a result in `rings`, an alarm after `alarms`, or the deadline (False).
+
+        It spins before it sleeps, unless the workers that are awake need all cores.
+        """
         cdef int64_t deadline = deadline_of(deadline_ns)
         cdef Rings waiting = Rings(rings)
         cdef int e = 0
         cdef int64_t since_ns
         cdef mc_tasks *tasks = self.tasks
+        cdef bint spins = <Py_ssize_t>len(rings) - mc_asleep(tasks) < <Py_ssize_t>mc_spin_cores(&self.fg_spinner)
         with nogil:
-            if not mc_spin(&self.fg_spinner, rings_ready, <void *>waiting.pointers):
+            if not (spins and mc_spin(&self.fg_spinner, rings_ready, <void *>waiting.pointers)):
                 MC_STORE(tasks.fg, 2)
                 if not rings_ready(<void *>waiting.pointers) and MC_LOAD(tasks.alarms) == alarms:
                     if mc_ready(tasks):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import manycore
 from manycore._engine import frames
 from manycore._engine.functions import KEPT, FunctionTable, name_of
 from manycore._engine.spool import Spool, read_exactly
@@ -93,3 +94,36 @@ def test_a_header_names_the_place_and_the_first_item(spool: Spool) -> None:
     function = FunctionTable(spool).get(operator.add)
     assert frames.HEADER.unpack(function.head) == (function.place.offset, function.place.length, 0)
     assert frames.HEADER.unpack(function.head_from(7))[2] == 7
+
+
+def test_a_closure_that_changes_between_calls_is_seen() -> None:
+    def make(base: Any) -> Any:
+        def add(x: int, y: int = 0) -> Any:
+            return (base, x, y)
+
+        def change(value: Any) -> None:
+            nonlocal base
+            base = value
+
+        return add, change
+
+    one, change = make(1)
+    two, _ = make(2)
+    with manycore.Pool(1) as pool:
+        for _ in range(3):
+            assert [pool.apply(each, (5,)) for each in (one, one, two, one)] == [(1, 5, 0)] * 2 + [(2, 5, 0), (1, 5, 0)]
+        change(1.0)  # equal, and not the same
+        assert repr(pool.apply(one, (5,))) == "(1.0, 5, 0)"
+        change([1])
+        assert pool.apply(one, (5,)) == ([1], 5, 0)
+        assert pool.apply(one, (5,)) == ([1], 5, 0)
+        one.__defaults__ = (7,)
+        assert pool.apply(one, (5,)) == ([1], 5, 7)
+        two.__defaults__ = (7,)
+        assert pool.apply(two, (5,)) == (2, 5, 7)
+        assert pool.apply(two, (5,)) == (2, 5, 7)
+        two.__kwdefaults__ = {"y": 8}  # not of a name that is only a keyword: without effect
+        two.mark = 1
+        assert pool.apply(two, (5,)) == (2, 5, 7)
+        two.__code__ = one.__code__.replace(co_consts=one.__code__.co_consts, co_name="sub")
+        assert pool.apply(two, (5,)) == (2, 5, 7)

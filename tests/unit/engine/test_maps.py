@@ -76,6 +76,40 @@ def test_a_last_chunk_in_another_threads_hands_is_waited_for(pool: manycore.Pool
     thread.join()
 
 
+def test_a_range_is_sent_in_parts_of_it(pool: manycore.Pool) -> None:
+    assert pool.map(abs, range(10, -10_000, -3)) == [abs(n) for n in range(10, -10_000, -3)]
+    assert pool.map(abs, range(7), chunksize=3) == list(range(7))
+    assert pool.map_async(abs, range(9000)).get() == list(range(9000))
+    assert pool.map(abs, range(0)) == []
+    assert pool.map(lambda n: 1 // n, range(-1, 2), chunksize=2, on_error="skip") == [-1, 1]
+    failures = [outcome for outcome in pool.outcomes(lambda n: 1 // (n - 700), range(1000)) if outcome.error]
+    assert [(failure.index, failure.item) for failure in failures] == [(700, 700)]
+
+
+def test_who_waits_for_an_item_hears_that_there_is_none(pool: manycore.Pool) -> None:
+    """The input's end is met by another thread, while its consumer waits for one more."""
+    ending, waits = threading.Event(), threading.Event()
+
+    class Items:
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self) -> Iterator[int]:
+            yield -1
+            ending.set()
+            assert waits.wait(10)
+
+    run = MapRun(pool._engine, abs, Items(), MapOptions(chunksize=1))
+    sender = threading.Thread(target=run.start)
+    sender.start()
+    assert ending.wait(10)
+    block = run.next_block()
+    assert block is not None
+    threading.Timer(0.05, waits.set).start()  # late enough for the consumer to wait; right if it is not
+    assert run.next_block() is None
+    sender.join()
+
+
 def test_a_failed_item_is_tried_again_also_in_chunks(pool: manycore.Pool) -> None:
     assert pool.map(lambda n: 1 // n, [1, 0, 1], chunksize=3, retries=2, on_error="skip") == [1, 1]
     outcomes = list(pool.outcomes(lambda n: 1 // n, [1, 0, 1]))

@@ -266,8 +266,85 @@ def test_a_chunk_is_run_item_by_item() -> None:
     def pickled(*call: Any) -> None:
         seen.append(("pickled", call[1], call[3]))
 
-    took = results.run(ring, 0, 9, 1, work, [0, 1, 2, 3, 4, 5, 6], False, raised, pickled)
+    took = results.run(ring, 0, 9, 1, work, [0, 1, 2, 3, 4, 5, 6], False, True, raised, pickled)
     assert took > 0
     assert seen == [("raised", 3, ValueError), ("pickled", 5, (5,))]
     assert [(record[1], record[6]) for record in taken(results)] == [(1, [10, 20]), (4, [40]), (6, [60])]
     assert ring.status(0)[1] == 7
+
+
+def test_small_results_of_a_chunk_follow_each_other_in_a_third_of_the_room() -> None:
+    results, _ = result_ring()
+    values = [7, None, True, False, -1.5, -(1 << 63)]
+    for item, value in enumerate(values):
+        assert results.put_plain(4, item, 10, value)
+    assert results.used() == 48 + 16 * 5
+    assert taken(results) == [(4, 0, 0, 60, True, 0, values)]
+    assert results.put_plain(4, 6, 10, 6)  # the record before it has been taken: it still follows it
+    assert results.used() == 16
+    assert taken(results) == [(4, 6, 0, 10, True, 0, [6])]
+
+
+def test_what_comes_between_the_results_of_a_chunk_is_told_apart() -> None:
+    results, _ = result_ring()
+    put = results.put_plain
+    assert put(4, 1, 1, 1)
+    assert put(4, 2, 1, 2)
+    results.put(0, 0, 8, 0, b"log")
+    assert put(4, 3, 1, 3)
+    assert put(4, 5, 1, 5)  # not the next one
+    assert put(6, 6, 1, 6)  # another task's
+    assert put(6, 7, 70_000, 7)  # too long for a short one to say
+    assert put(6, 8, 1, "text")
+    assert put(6, 9, 1, 9)
+    assert [(record[0], record[1], record[3], record[6]) for record in taken(results)] == [
+        (4, 1, 2, [1, 2]),
+        (0, 0, 0, b"log"),
+        (4, 3, 1, [3]),
+        (4, 5, 1, [5]),
+        (6, 6, 70_003, [6, 7, "text", 9]),
+    ]
+
+
+def test_a_run_of_results_goes_on_from_one_reading_to_the_next() -> None:
+    results, _ = result_ring(8192)
+    total = 20_000
+    read: list[int] = []
+    item = 0
+    while len(read) < total:
+        while item < total and results.used() < 3800:  # laps end everywhere
+            assert results.put_plain(1, item, 0, item)
+            item += 1
+        records: list[Any] = []
+        results.take(records, 1 + item % 50)
+        for task, first, _, _, plain, _, values in records:
+            assert (task, first, plain) == (1, len(read), True)
+            read += values
+    assert read == list(range(total))
+
+
+def test_a_short_record_that_follows_nothing_is_damage() -> None:
+    results, memory = result_ring()
+    assert results.put_plain(1, 0, 0, 0)
+    assert results.put_plain(1, 1, 0, 1)
+    reader = ResultRing(memoryview(memory))
+    assert taken(reader) == [(1, 0, 0, 0, True, 0, [0, 1])]
+    assert results.put_plain(1, 2, 0, 2)
+    with pytest.raises(BrokenRing):
+        ResultRing(memoryview(memory)).take([])
+
+
+def test_a_chunk_of_tiny_items_keeps_its_page_and_its_time() -> None:
+    ring = task_ring()
+    results, _ = result_ring(1 << 20)
+    pages: list[int] = []
+
+    def work(item: int) -> int:
+        pages.append(ring.status(0)[1])
+        return item
+
+    took = results.run(ring, 0, 9, 0, work, list(range(1000)), False, False, print, print)
+    assert pages == list(range(1000))
+    [(_, _, _, told, _, _, values)] = taken(results)
+    assert values == list(range(1000))
+    assert 0 < told <= took

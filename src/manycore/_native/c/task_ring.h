@@ -146,6 +146,13 @@ static inline bool mc_wake_one(mc_tasks *t) {
     return false;
 }
 
+/* How many workers sleep. */
+static inline unsigned mc_asleep(mc_tasks *t) {
+    unsigned found = 0;
+    for (unsigned i = 0; i < MC_SLEEPING_WORDS; i++) found += (unsigned)__builtin_popcountll(atomic_load(&t->sleeping[i]));
+    return found;
+}
+
 /* ---- the parent's side; its callers hold one lock ---- */
 
 /* Publish a task; its ticket, or -1 when the ring is full. */

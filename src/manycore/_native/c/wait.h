@@ -75,13 +75,18 @@ typedef struct {
     uint32_t cores;    /* cores this process may run on, 0 = not asked yet */
 } mc_spinner;
 
-static inline int64_t mc_spin_begin(mc_spinner *s) {
+/* How many cores there are to spin on. */
+static inline uint32_t mc_spin_cores(mc_spinner *s) {
     if (s->cores == 0) {
         cpu_set_t set;
         s->cores = sched_getaffinity(0, sizeof set, &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
         s->budget_ns = MC_SPIN_BUDGET_NS;
     }
-    if (s->cores < 2) return 0;
+    return s->cores;
+}
+
+static inline int64_t mc_spin_begin(mc_spinner *s) {
+    if (mc_spin_cores(s) < 2) return 0;
     if (s->budget_ns < 1000) {
         if (++s->skipped < MC_SPIN_PROBE) return 0;
         s->skipped = 0;
