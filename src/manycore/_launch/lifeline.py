@@ -24,9 +24,9 @@ from multiprocessing import reduction
 from typing import Any
 
 from manycore._launch import wire
-from manycore._launch.worker import arm
 from manycore._memory import keeper
 from manycore._native import process as _native
+from manycore._native.process import arm
 
 __all__ = ["Tie"]
 

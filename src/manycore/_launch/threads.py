@@ -11,9 +11,16 @@ import os
 import select
 import signal
 
-__all__ = ["count", "settle"]
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["count", "no_longer_alone", "settle", "unhooked"]
 
 _TRIAL_S = 2.0  # for a child that does nothing but exit; one that does not is stuck on a lock
+
+
+_alone = True  # whether the forks of this process are the zygote's, which has one thread
 
 
 def count() -> int:
@@ -40,3 +47,31 @@ def settle() -> bool:
     os.close(pidfd)
     os.waitpid(pid, 0)
     return count() == 1
+
+
+def unhooked(change: Callable[[], object]) -> None:
+    """Call what imports modules, and keep `threading` from putting in order, in each child, what is in order.
+
+    What it does after a fork concerns the threads that were not copied, and the locks that they held. A zygote has
+    none, so that is left out: it would write a third of all the pages that a child writes. The forks that its children
+    make are like everybody's.
+    """
+    register = os.register_at_fork
+
+    def register_all_but_one(**hooks: Callable[[], object]) -> None:
+        hook = hooks.get("after_in_child")
+        if hook is not None and getattr(hook, "__module__", "") == "threading":
+            hooks["after_in_child"] = lambda: None if _alone else hook()
+        register(**hooks)
+
+    os.register_at_fork = register_all_but_one  # type: ignore[assignment]
+    try:
+        change()
+    finally:
+        os.register_at_fork = register
+
+
+def no_longer_alone() -> None:
+    """In a child of the zygote: it may have threads when it forks."""
+    global _alone
+    _alone = False

@@ -23,29 +23,25 @@ children with the zygote; no watcher thread, so the child may fork safely.
 
 from __future__ import annotations
 
-import _socket
-import errno
-import fcntl
+# The same as `signal`, but without its enumerations: they write to, and so copy, many pages.
+import _signal  # type: ignore[import-not-found]
 import gc
 import marshal
 import os
 import resource
-import select
-import signal
 import sys
 
-from manycore._launch import wire
+from manycore._launch import habits, wire
 from manycore._native import process as _native
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_F_SETSIG = 10  # fcntl(2); Python's fcntl does not name it
-_LIMITS = [  # of RLIMIT_*: those that a program sets for its children
+_LIMITS = tuple(  # of RLIMIT_*: those that a program sets for its children
     getattr(resource, f"RLIMIT_{name}") for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "STACK")
-]
-_RETRY_MS = 1  # between attempts to send while too many descriptors are in flight
+)
+_inherited = 0  # modules that this child has from its zygote
 
 
 def prepare(lifeline: int, stack: int, keep: Sequence[int]) -> None:
@@ -56,12 +52,11 @@ def prepare(lifeline: int, stack: int, keep: Sequence[int]) -> None:
         stack: The memfd for its stacks.
         keep: Which other descriptors stay open.
     """
-    os.setpgid(0, 0)
-    _tie_to_parent(lifeline)
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.dup2(stack, wire.STACK_FD, inheritable=False)
-    _close_others({wire.STACK_FD, lifeline, sys.stdin.fileno(), *keep})
+    global _inherited
+    _inherited = len(sys.modules)
+    _native.settle(lifeline, stack, wire.STACK_FD, (wire.STACK_FD, lifeline, *keep))
+    _signal.set_wakeup_fd(-1)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
 
 
 def become(launch_id: int, control: int, parent_pid: int, standard: Sequence[int | None]) -> None:
@@ -77,94 +72,14 @@ def become(launch_id: int, control: int, parent_pid: int, standard: Sequence[int
         if fd is not None:
             os.dup2(fd, number)
             os.close(fd)
-    _follow(parent_pid)
-    _announce(launch_id, control)
+    _native.follow(parent_pid, _LIMITS)
+    started = (wire.STARTED, launch_id, os.getpid())
+    _native.announce(control, marshal.dumps((*started, True)), marshal.dumps((*started, False)))
     for number, fd in enumerate(standard):
         if fd is None:
             os.close(number)
     _match_streams(standard)
     gc.enable()
-
-
-def _follow(parent_pid: int) -> None:
-    """Take over the cores and the limits that the parent has now; the zygote has those of its own start."""
-    try:
-        cores = os.sched_getaffinity(parent_pid)
-        if cores != os.sched_getaffinity(0):
-            os.sched_setaffinity(0, cores)
-        for limit in _LIMITS:
-            wanted = resource.prlimit(parent_pid, limit)
-            if wanted != resource.getrlimit(limit):
-                resource.setrlimit(limit, wanted)
-    except (OSError, ValueError):  # the parent has died, or has another user by now
-        pass
-
-
-def arm(lifeline: int, owner: int, signum: int) -> None:
-    """Have the kernel send a signal when the last write end of a pipe closes; exit if it has closed already.
-
-    Args:
-        lifeline: An open file of the pipe's read end that belongs to this process alone.
-        owner: A pid, or minus the number of a process group.
-        signum: The signal.
-    """
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, owner)
-    fcntl.fcntl(lifeline, _F_SETSIG, signum)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
-    poller = select.poll()
-    poller.register(lifeline, 0)
-    if poller.poll(0):
-        os._exit(1)
-
-
-def _tie_to_parent(lifeline: int) -> None:
-    try:
-        arm(lifeline, -os.getpid(), signal.SIGKILL)
-    except OSError:  # a kernel in user space, or a seccomp filter: the zygote alone must do
-        _native.set_parent_death_signal(signal.SIGKILL)
-
-
-def _close_others(keep: set[int]) -> None:
-    previous = 2
-    for fd in sorted(keep):
-        if fd > previous + 1:
-            os.closerange(previous + 1, fd)
-        previous = max(previous, fd)
-    os.closerange(previous + 1, 0x7FFFFFFF)
-
-
-def _announce(launch_id: int, control_fd: int) -> None:
-    pid = os.getpid()
-    control = _socket.socket(fileno=control_fd)
-    try:
-        try:
-            pidfd: int | None = os.pidfd_open(pid)
-        except OSError:
-            pidfd = None
-        while True:
-            ancillary = []
-            if pidfd is not None:
-                ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pidfd.to_bytes(4, sys.byteorder))]
-            record = marshal.dumps((wire.STARTED, launch_id, pid, pidfd is not None))
-            try:
-                control.sendmsg([record], ancillary)
-                break
-            except BlockingIOError:  # the parent is slow to read; its death is seen as an error or by the lifeline
-                poller = select.poll()
-                poller.register(control.fileno(), select.POLLOUT)
-                poller.poll()
-            except OSError as error:
-                if error.errno == errno.ETOOMANYREFS and pidfd is not None:
-                    os.close(pidfd)
-                    pidfd = None  # the parent opens one itself
-                elif error.errno in {errno.ENOBUFS, errno.ENOMEM}:
-                    select.poll().poll(_RETRY_MS)
-                else:
-                    os._exit(1)
-        if pidfd is not None:
-            os.close(pidfd)
-    finally:
-        control.close()
 
 
 def _match_streams(standard: Sequence[int | None]) -> None:
@@ -201,6 +116,7 @@ def run(entry: str, payload: bytes | None, payload_fd: int | None, fds: list[int
     except BaseException as error:
         code = _report(error)
     try:
+        habits.tell(_inherited)
         _finish()
     except BaseException as error:
         code = _report(error) or code

@@ -45,7 +45,7 @@ import signal
 import sys
 import time
 
-from manycore._launch import last_words, threads, wire, worker
+from manycore._launch import habits, last_words, threads, wire, worker
 from manycore._memory import keeper
 from manycore._memory.keeper import Keeper
 from manycore._memory.memfd import create_memfd
@@ -88,9 +88,12 @@ class Zygote:
         self._unsent: list[bytes] = []
         self._cwd: str | None = None
         self._preloaded: list[str] = []
+        self._learned: set[str] = set()  # what children told that they import, also what cannot be imported here
+        self._lessons: list[str] = []  # of it, what is still to be imported
         self._frozen = False
         self._spare: tuple[int, _socket.socket, float] | None = None  # its pid, our end of its socket, its last moment
         self._spare_due = 0.0  # when the next spare is to be made; 0: no process was launched since the last
+        self._open = (sys.stdin.fileno(), keeper.client_fd())  # in every child
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._arm(signal.SIGCONT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -127,6 +130,8 @@ class Zygote:
         now = time.monotonic()
         if self._spare is not None and now >= self._spare[2]:
             self._drop_spare()
+        if self._lessons and not self._poller.poll(0):
+            self._learn()
         if self._spare is None and self._spare_due and now >= self._spare_due and not self._poller.poll(0):
             self._make_spare()
         due = self._spare_due if self._spare is None else self._spare[2]
@@ -209,8 +214,9 @@ class Zygote:
         if pid == 0:
             code = 1
             try:
+                threads.no_longer_alone()
                 self._control.detach()
-                worker.prepare(lifeline, stack, [keeper.client_fd(), *keep])
+                worker.prepare(lifeline, stack, (*self._open, *keep))
                 code = run()
             finally:
                 os._exit(code & 0xFF)
@@ -324,24 +330,36 @@ class Zygote:
             self._flush()
         os._exit(0)
 
+    def _learn(self) -> None:
+        """Import what children that have ended had to import, each for itself."""
+        names, self._lessons = self._lessons, []
+        self._while_armed(lambda: habits.learn(names))
+        if not threads.settle():
+            self._retire()
+
     def _import(self, name: str) -> str:
         if name in sys.modules:
             return ""
-        self._drop_spare()
-        self._frozen = False
-        self._arm(signal.SIGKILL)  # an import can take long, and the parent can die meanwhile
         try:
-            __import__(name)
+            self._while_armed(lambda: __import__(name))
         except BaseException as error:
             return f"{type(error).__name__}: {error}"
+        return ""
+
+    def _while_armed(self, change: Callable[[], object]) -> None:
+        """Change what children inherit; that can take long, and should the parent die meanwhile, the kernel kills."""
+        self._drop_spare()
+        self._frozen = False
+        self._arm(signal.SIGKILL)
+        try:
+            threads.unhooked(change)
         finally:
             self._arm(signal.SIGCONT)
-        return ""
 
     @staticmethod
     def _arm(signum: int) -> None:
         try:
-            worker.arm(wire.PARENT_PIPE_FD, os.getpid(), signum)
+            _native.arm(wire.PARENT_PIPE_FD, os.getpid(), signum)
         except OSError:
             pass
 
@@ -368,7 +386,11 @@ class Zygote:
             if child is None:
                 continue  # an orphan of some child's
             text = ""
-            if info.si_code != os.CLD_EXITED and info.si_status in _FATAL:
+            if info.si_code == os.CLD_EXITED:
+                new = [name for name in habits.read(child.stack) if name not in self._learned]
+                self._learned.update(new)
+                self._lessons += new
+            elif info.si_status in _FATAL:
                 text = last_words.read(child.stack)
             os.close(child.stack)
             os.close(child.lifeline)
@@ -397,7 +419,7 @@ class Zygote:
     def _flush(self) -> None:
         while self._unsent:
             try:
-                self._control.send(self._unsent[0])
+                self._control.send(self._unsent[0], _socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._poller.modify(wire.CONTROL_FD, select.POLLIN | select.POLLOUT)
                 return

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What the kernel knows of a process and Python's `os` cannot set: its title, and who adopts its orphans."""
+"""What the kernel knows of a process and Python's `os` cannot set: its title, who adopts its orphans, whom it follows."""
 
 from libc.string cimport memcpy, memset
 
@@ -45,6 +45,15 @@ cdef extern from *:
     }
     """
     int mc_end_after(int signum, double seconds)
+
+cdef extern from "child.h":
+    int mc_arm(int lifeline, int owner, int signum)
+    int mc_settle(int lifeline, int stack, int stack_fd, int *keep, int count)
+    void mc_follow(int pid, const int *limits, int count)
+    void mc_announce(int control, const char *record, size_t size, const char *without, size_t without_size)
+
+cdef enum:
+    MOST = 16  # descriptors that a child keeps, limits that it follows; both are lists of this package's own
 
 # The bytes of this process's own argv, which the kernel shows as /proc/PID/cmdline. A forked child
 # has its own copy at the same address, so the bounds are looked up once.
@@ -113,3 +122,49 @@ def end_after(int signum, double seconds) -> None:
     """When `signum` comes, have the kernel kill this process `seconds` later, whatever the interpreter does then."""
     if mc_end_after(signum, seconds) != 0:
         raise OSError(errno, "timer_create or sigaction")
+
+
+def arm(int lifeline, int owner, int signum) -> None:
+    """Have the kernel send a signal when the last write end of a pipe closes; exit if it has closed already.
+
+    `lifeline` is an open file of the pipe's read end that belongs to this process alone; `owner` a pid, or minus the
+    number of a process group.
+    """
+    if mc_arm(lifeline, owner, signum) != 0:
+        raise OSError(errno, "F_SETOWN, F_SETSIG or O_ASYNC")
+
+
+cdef int _numbers(object given, int *numbers) except -1:
+    cdef int count = 0
+    for number in given:
+        if count == MOST:
+            raise ValueError(f"more than {MOST} numbers")
+        numbers[count] = number
+        count += 1
+    return count
+
+
+def settle(int lifeline, int stack, int stack_fd, keep) -> None:
+    """Make the fork of a zygote a process of its own: its group, its tie to the parent, its descriptors.
+
+    `stack` becomes `stack_fd`; of all descriptors above 2, only those in `keep` (16 at most) stay open.
+    """
+    cdef int numbers[MOST]
+    cdef int count = _numbers(keep, numbers)
+    if mc_settle(lifeline, stack, stack_fd, numbers, count) != 0:
+        raise OSError(errno, "setpgid, prctl or dup3")
+
+
+def follow(int pid, limits) -> None:
+    """Take over the cores and the limits (RLIMIT_*, 16 at most) that a process has now, as far as that is allowed."""
+    cdef int numbers[MOST]
+    cdef int count = _numbers(limits, numbers)
+    mc_follow(pid, numbers, count)
+
+
+def announce(int control, record: bytes, without: bytes) -> None:
+    """Send `record` with this process's pidfd through a socket, which is closed; `without`, if no descriptor can go.
+
+    Exits where nobody is left to read it.
+    """
+    mc_announce(control, record, len(record), without, len(without))

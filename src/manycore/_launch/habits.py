@@ -1,0 +1,106 @@
+"""What children import again and again, so that the zygote has it before it forks the next.
+
+    child, at its end:     the modules that it had to import -> its memfd      tell()
+    zygote, as it reaps:   memfd -> names                                      read()
+    zygote, when idle:     import them, so that the children to come share them    learn()
+
+A function's module often imports `typing` or `json`; that takes a child longer than all else that it does. Only
+modules of the standard library and of this package are told of: they start no threads and do the same wherever they
+are imported. A caller's modules are imported in the zygote when the caller says so (`preload`).
+
+Invariants:
+    no code of a caller's runs in the zygote: it imports with the standard library's path alone
+    what an `import` means does not change: a child tells only if every standard name that it imported was the standard
+        module, so nothing is learned where a module of the caller's has such a name
+If a process dies: a child: it has told nothing, or all, in one write. The zygote: the next one learns anew.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import islice
+
+from manycore._launch import wire
+
+TYPE_CHECKING = False  # typing is not imported on a worker's way
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["learn", "read", "tell"]
+
+_MARK = b"\nmanycore imports:"
+_MAX_BYTES = 64 * 1024  # of names; the whole standard library has 20 KB of them
+_OURS = "manycore"
+_HOME = os.path.dirname(getattr(os, "__file__", "")) or "/nowhere"  # frozen into a program, it has no file
+# These do something when they are imported: a browser, a text, the terminal, a window. Nor ours that import others'.
+_NOT_ALONE = frozenset(
+    {"antigravity", "idlelib", "readline", "rlcompleter", "test", "this", "tkinter", "turtle", "turtledemo"}
+)
+_NOT_OURS = ("manycore.integrations", "manycore._cli")
+
+
+def tell(known: int) -> None:
+    """In a child, at its end: note what it imported.
+
+    Args:
+        known: How many modules it had from its zygote.
+    """
+    if len(sys.modules) <= known:
+        return
+    names = []
+    for name in list(islice(sys.modules, known, None)):
+        top = name.partition(".")[0]
+        if top == _OURS:
+            if not name.startswith(_NOT_OURS):
+                names.append(name)
+        elif top in sys.stdlib_module_names:
+            spec = getattr(sys.modules[name], "__spec__", None)
+            if spec is None:  # made by its module, as `typing.io` is
+                continue
+            if top in _NOT_ALONE or not _is_standard(spec.origin):
+                return
+            names.append(name)
+    data = _MARK + " ".join(names).encode()
+    if not names or len(data) > _MAX_BYTES:
+        return
+    try:
+        if "memfd:manycore-stacks" in os.readlink(f"/proc/self/fd/{wire.STACK_FD}"):  # not another's by now
+            os.write(wire.STACK_FD, data)
+    except OSError:
+        pass
+
+
+def _is_standard(origin: str | None) -> bool:
+    """Whether a module comes from the standard library's folder, or from the interpreter itself."""
+    return origin in {"built-in", "frozen"} or (origin is not None and _is_in_home(origin))
+
+
+def _is_in_home(path: str) -> bool:
+    return path.startswith(_HOME + os.sep) and not path.startswith(
+        (os.path.join(_HOME, "site-packages"), os.path.join(_HOME, "dist-packages"))
+    )
+
+
+def read(fd: int) -> list[str]:
+    """In the zygote: what a child that has ended told in its memfd."""
+    size = os.fstat(fd).st_size
+    if not size:
+        return []
+    _, mark, names = os.pread(fd, _MAX_BYTES, max(0, size - _MAX_BYTES)).rpartition(_MARK)
+    return names.decode("ascii", "replace").split() if mark else []
+
+
+def learn(names: Iterable[str]) -> None:
+    """In the zygote: import modules, in the order in which the child did; what fails here is left to the children."""
+    path = sys.path[:]
+    sys.path[:] = [entry for entry in path if entry == _HOME or _is_in_home(entry)]
+    try:
+        for name in names:
+            if name not in sys.modules:
+                try:
+                    __import__(name)
+                except Exception:  # or a warning that the program has made one
+                    continue
+    finally:
+        sys.path[:] = path
