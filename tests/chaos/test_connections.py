@@ -22,7 +22,7 @@ import manycore
 from manycore import connection
 
 KILLS = int(os.environ.get("MANYCORE_CONNECTION_KILLS", "25"))
-LARGE = os.environ.get("MANYCORE_TEST_LARGE") == "1"
+LARGE = "MANYCORE_HUGE" in os.environ
 SOON = 5.0  # seconds
 SIZES = [0, 1, 4095, 4096, 4097, 65535, 65536, 65537, 212_991, 212_992, 212_993, 5_000_000]
 
@@ -91,7 +91,7 @@ def test_all_sizes_arrive(ends: Any) -> None:
             assert into[3:] == data
 
 
-@pytest.mark.skipif(not LARGE, reason="6 GB of memory; MANYCORE_TEST_LARGE=1")
+@pytest.mark.skipif(not LARGE, reason="6 GB of memory; MANYCORE_HUGE=1")
 def test_more_than_two_gigabytes_arrive() -> None:
     here, there = connection.Pipe()
     data = bytes((1 << 31) + 1)
