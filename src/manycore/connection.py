@@ -9,16 +9,21 @@ their bytes. It sends what manycore's codec can: functions and classes of `__mai
 `Listener` and `Client` speak the standard library's protocol, with its authentication, and pickle as it
 does, so that the other side may be a program of the standard library. Their connections have the locks too.
 
-What was sent is in the kernel's buffers and nowhere else. So a connection can be waited for by its descriptor, given
-to other processes and left to a fork like a standard one, and outlives whoever has sent.
+What was sent is in the kernel's buffers, and outlives whoever has sent. So a connection can be waited for by its
+descriptor, given to other processes and left to a fork like a standard one. Messages of 64 KiB and more go through
+2 MiB of shared memory, with records in the socket (`c/lane.h`), where both ends are ours and the socket is a Unix one:
+a duplex `Pipe`, or a `Listener` at a path. The first such message shows whether they are; a program of the standard
+library at the other end notices nothing. An end that was read through manycore is not to be read by anything else
+afterwards.
 
 Invariants:
     the lock of a direction is held from a message's first byte to its last
     a forked child has locks of its own, so a thread that held one at the fork blocks nobody
+    a bytes object arrives without having been pickled, where it goes that way: one copy in, one out
     nothing is read beyond a message, and none is left half sent or half read: where an interrupt (an exception of a
         signal handler) stops a send in its midst, the connection is closed; a receive goes on at the next call
 If a process dies: its ends are closed by the kernel; the other side gets EOFError once it has received what was sent
-    whole, or BrokenPipeError.
+    whole, or BrokenPipeError. Shared memory has no name, and goes with the ends.
 Unlike multiprocessing.connection: two threads may send on one connection, and two may receive; the waiting receiver
     spins before it sleeps, for as long as that pays.
 """
@@ -54,6 +59,7 @@ from manycore._memory import codec
 from manycore._native.codec import is_plain
 from manycore._native.wire import Wire
 
+_LARGE = 1 << 16  # bytes from which on there is a faster way (c/lane.h)
 AUTH_TIMEOUT = 10.0  # seconds that a client has for the handshake; slow networks need some tenths
 
 __all__ = [
@@ -97,14 +103,17 @@ class _Wired(_standard.Connection):
             raise OSError(f"connection is {what}-only")
         return fd
 
-    def _send(self, data: Any) -> None:
+    def _send(self, data: Any, is_object: bool = False) -> None:
         fd = self._fd(self._writable, "read")  # type: ignore[attr-defined]
         try:
-            self._wire.send(fd, data)
+            self._wire.send(fd, data, is_object)
         except BaseException:
-            if self._wire.torn:  # an interrupt amidst a message: what came next would be taken for its rest
-                self.close()
+            self._close_if_torn()
             raise
+
+    def _close_if_torn(self) -> None:
+        if self._wire.torn:  # an interrupt amidst a message: what came next would be taken for its rest
+            self.close()
 
     def send(self, obj: Any) -> None:
         """Send an object.
@@ -115,7 +124,10 @@ class _Wired(_standard.Connection):
             OSError: This end is closed, or only receives.
         """
         self._fd(self._writable, "read")  # type: ignore[attr-defined]
-        self._send(self._dumps(obj))
+        if type(obj) is bytes and len(obj) >= _LARGE:
+            self._send(obj, is_object=True)  # no copy of it is pickled where the other side can tell
+        else:
+            self._send(self._dumps(obj))
 
     def send_bytes(self, buf: Any, offset: int = 0, size: int | None = None) -> None:
         """Send bytes as one message.
@@ -147,7 +159,12 @@ class _Wired(_standard.Connection):
         Raises:
             EOFError: The other end is closed, or its process dead, and nothing is left to receive.
         """
-        return self._loads(self._receive())
+        fd = self._fd(self._readable, "write")  # type: ignore[attr-defined]
+        try:
+            return self._wire.recv_object(fd, self)
+        except OSError:
+            self._close_if_torn()
+            raise
 
     def recv_bytes(self, maxlength: int | None = None) -> bytes:
         """Receive one message as bytes.
@@ -161,7 +178,11 @@ class _Wired(_standard.Connection):
 
     def _receive(self, most: int = -1) -> bytes:
         fd = self._fd(self._readable, "write")  # type: ignore[attr-defined]
-        data = self._wire.recv(fd, most)
+        try:
+            data = self._wire.recv(fd, most)
+        except OSError:
+            self._close_if_torn()
+            raise
         if data is None:
             self._bad_message_length()  # type: ignore[attr-defined]
         return data  # type: ignore[return-value]
@@ -181,8 +202,7 @@ class _Wired(_standard.Connection):
         try:
             data = self._wire.recv_into(fd, buf, offset)
         except BaseException:
-            if self._wire.torn:
-                self.close()
+            self._close_if_torn()
             raise
         if isinstance(data, int):
             return data
@@ -198,6 +218,10 @@ class _Wired(_standard.Connection):
 
     def _send_bytes(self, buf: Any) -> None:
         self._send(buf)
+
+    def _close(self) -> None:
+        self._wire.release()
+        super()._close()  # type: ignore[misc]
 
     def _recv_bytes(self, maxsize: int | None = None) -> Any:
         data = self._wire.recv(self.fileno(), -1 if maxsize is None else maxsize)

@@ -166,6 +166,14 @@ def be_waiter(condition: Any, count: Any, plan: str) -> None:
     condition.release()
 
 
+def be_caller(end: Any, plan: str) -> None:
+    """Sends large messages through a connection, and has them back."""
+    os.environ["MANYCORE_FAULT"] = plan
+    for number in range(1000):
+        end.send_bytes(bytes([number % 251]) * 300_000)
+        end.recv_bytes()
+
+
 def be_partner(structure: str, objects: tuple[Any, ...], count: Any, index: int) -> None:
     step, _ = SCENES[structure]
     while True:

@@ -29,6 +29,7 @@ HEADERS = Path(__file__).parents[2] / "src" / "manycore" / "_native" / "c"
 POINTS = sorted({p for f in HEADERS.glob("*.h") for p in re.findall(r'MC_FAULT\("([^"]+:[^"]+)"\)', f.read_text())})
 PASSES = int(os.environ.get("MANYCORE_FAULT_PASSES", "2"))
 IN_POOLS = ("arena", "bell", "results", "tasks")
+IN_PAIRS = ("lane",)
 
 # Steps that repair what another death has left: the victim of the first is killed at the second.
 AFTER = {
@@ -67,11 +68,13 @@ def start(target: Callable[..., None], *args: Any) -> Any:
 
 def test_the_points_are_found() -> None:
     assert len(POINTS) > 50
-    assert {point.partition(":")[0] for point in POINTS} == {*scenes.SCENES, *IN_POOLS}
+    assert {point.partition(":")[0] for point in POINTS} == {*scenes.SCENES, *IN_POOLS, *IN_PAIRS}
 
 
 @pytest.mark.parametrize("number", range(1, PASSES + 1))
-@pytest.mark.parametrize("point", [point for point in POINTS if not point.startswith(IN_POOLS) and point not in AFTER])
+@pytest.mark.parametrize(
+    "point", [point for point in POINTS if not point.startswith(IN_POOLS + IN_PAIRS) and point not in AFTER]
+)
 def test_partners_go_on(point: str, number: int) -> None:
     structure = point.partition(":")[0]
     _, make = scenes.SCENES[structure]
@@ -90,6 +93,25 @@ def test_partners_go_on(point: str, number: int) -> None:
             partner.kill()
             partner.join()
     scenes.SCENES[structure][0](*objects)  # whatever the partners' own deaths have left
+
+
+@pytest.mark.parametrize("number", [1, 7, 40])
+@pytest.mark.parametrize("point", [point for point in POINTS if point.startswith(IN_PAIRS)])
+def test_who_talks_to_the_dead_is_told(point: str, number: int) -> None:
+    here, there = manycore.Pipe()
+    caller = start(scenes.be_caller, there, f"{point}:{number}")
+    there.close()
+    expected = 0
+    with pytest.raises((EOFError, OSError)):
+        while True:
+            data = here.recv_bytes()
+            assert data == bytes([expected % 251]) * 300_000
+            here.send_bytes(data)
+            expected += 1
+    assert ended(caller) == -signal.SIGKILL, "not passed"
+    here.close()
+    gc.collect()
+    assert "manycore:lane" not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize("point", ["lock:buried", "queue:hand emptied", "semaphore:repaired"])

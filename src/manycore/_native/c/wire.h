@@ -1,4 +1,5 @@
-/* Frames over a descriptor: the standard library's connections' bytes, in as few system calls as there can be.
+/* Frames over a descriptor: the standard library's connections' bytes, in as few system calls as there can be. Large
+ * messages between two ends of ours go another way: `lane.h`.
  *
  *   frame  = size, 4 bytes, big-endian, signed; bytes        (size <= 2^31 - 1)
  *          | -1, 4 bytes; size, 8 bytes, big-endian; bytes
@@ -26,8 +27,67 @@
 #define MC_WIRE_SPIN_NS 20000 /* ns; a round trip between spinning ends takes 4000, a sleep and a wake-up some 20000 */
 #define MC_WIRE_END (-1) /* end of file; other results are 0 or an errno */
 
-/* Sends bytes from `progress` on: first of the header, then of the data. */
-static inline int mc_wire_send(int fd, const void *data, size_t size, size_t *progress) {
+/* Whether descriptors can travel over it. */
+static inline bool mc_wire_is_local(int fd) {
+    int domain = 0;
+    socklen_t length = sizeof domain;
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX;
+}
+
+/* Sends parts, two at most, from byte `progress` on; with the first byte travels `passed`, if it is not negative.
+ * `flags`: 0, or MSG_DONTWAIT, with which EAGAIN is a result. */
+static inline int mc_wire_write(int fd, const struct iovec *parts, int count, size_t *progress, int passed, int flags) {
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    bool is_socket = true;
+    size_t total = parts[0].iov_len + (count > 1 ? parts[1].iov_len : 0);
+    while (*progress < total) {
+        struct iovec left[2];
+        int many = 0;
+        size_t skip = *progress;
+        for (int i = 0; i < count; i++) {
+            if (skip < parts[i].iov_len)
+                left[many++] = (struct iovec){(uint8_t *)parts[i].iov_base + skip, parts[i].iov_len - skip};
+            skip = skip > parts[i].iov_len ? skip - parts[i].iov_len : 0;
+        }
+        ssize_t n;
+        if (is_socket) {
+            struct msghdr message = {.msg_iov = left, .msg_iovlen = (size_t)many};
+            if (passed >= 0 && *progress == 0) {
+                memset(&control, 0, sizeof control);
+                message.msg_control = control.bytes;
+                message.msg_controllen = sizeof control.bytes;
+                control.head = (struct cmsghdr){CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS};
+                memcpy(CMSG_DATA(&control.head), &passed, sizeof passed);
+            }
+            n = sendmsg(fd, &message, MSG_NOSIGNAL | flags);
+            if (n < 0 && errno == ENOTSOCK) {
+                is_socket = false;
+                continue;
+            }
+        } else {
+            n = writev(fd, left, many);
+        }
+        if (n >= 0) {
+            *progress += (size_t)n;
+            if (*progress < total) return EINTR; /* that is why it was not all: somebody must look at the signal */
+        } else if (errno == EAGAIN) {
+            if (flags) return EAGAIN;
+            struct pollfd writable = {fd, POLLOUT, 0};
+            if (poll(&writable, 1, -1) < 0) return errno;
+        } else if (errno == ENOBUFS || errno == ENOMEM || errno == ETOOMANYREFS) { /* passing: look again in a millisecond */
+            if (poll(NULL, 0, 1) < 0) return errno;
+        } else {
+            return errno;
+        }
+    }
+    return 0;
+}
+
+/* Sends a frame from byte `progress` on. Before its data, and with their first byte, travels `passed`. */
+static inline int mc_wire_send(int fd, const void *data, size_t size, size_t *progress, int passed) {
     uint8_t head[12];
     size_t length = 4;
     if (size <= 0x7fffffff) {
@@ -37,37 +97,16 @@ static inline int mc_wire_send(int fd, const void *data, size_t size, size_t *pr
         for (int i = 0; i < 8; i++) head[4 + i] = (uint8_t)((uint64_t)size >> (56 - 8 * i));
         length = 12;
     }
-    bool is_socket = true;
-    while (*progress < length + size) {
-        struct iovec parts[2];
-        int count = 0;
-        if (*progress < length) parts[count++] = (struct iovec){head + *progress, length - *progress};
-        size_t from = *progress < length ? 0 : *progress - length;
-        if (from < size) parts[count++] = (struct iovec){(uint8_t *)data + from, size - from};
-        ssize_t n;
-        if (is_socket) {
-            struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
-            n = sendmsg(fd, &message, MSG_NOSIGNAL);
-            if (n < 0 && errno == ENOTSOCK) {
-                is_socket = false;
-                continue;
-            }
-        } else {
-            n = writev(fd, parts, count);
-        }
-        if (n >= 0) {
-            *progress += (size_t)n;
-            if (*progress < length + size) return EINTR; /* that is why it was not all: somebody must look at the signal */
-        } else if (errno == EAGAIN) {
-            struct pollfd writable = {fd, POLLOUT, 0};
-            if (poll(&writable, 1, -1) < 0) return errno;
-        } else if (errno == ENOBUFS || errno == ENOMEM) { /* passing: look again in a millisecond */
-            if (poll(NULL, 0, 1) < 0) return errno;
-        } else {
-            return errno;
-        }
+    struct iovec parts[2] = {{head, length}, {(void *)data, size}};
+    if (passed < 0) return mc_wire_write(fd, parts, size > 0 ? 2 : 1, progress, -1, 0);
+    if (*progress < length) {
+        int error = mc_wire_write(fd, parts, 1, progress, -1, 0);
+        return error ? error : EINTR; /* somebody may have waited for these bytes to send us a signal */
     }
-    return 0;
+    size_t sent = *progress - length;
+    int error = mc_wire_write(fd, parts + 1, 1, &sent, passed, 0);
+    *progress = length + sent;
+    return error;
 }
 
 typedef struct {
@@ -75,15 +114,35 @@ typedef struct {
     bool pipe; /* it is no socket */
     uint8_t *into;
     size_t size;
+    int *passed; /* where a descriptor that comes along is put; NULL drops it */
     ssize_t got; /* -1 and `error` where there is nothing */
     int error;
 } mc_wire_try;
+
+static inline ssize_t mc_wire_take(mc_wire_try *t) {
+    if (t->passed == NULL) return recv(t->fd, t->into, t->size, MSG_DONTWAIT);
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec part = {t->into, t->size};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
+                             .msg_controllen = CMSG_LEN(sizeof(int))}; /* room for one; the kernel drops others */
+    ssize_t n = recvmsg(t->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    struct cmsghdr *found = n >= 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (found != NULL && found->cmsg_level == SOL_SOCKET && found->cmsg_type == SCM_RIGHTS &&
+        found->cmsg_len >= CMSG_LEN(sizeof(int))) {
+        if (*t->passed >= 0) close(*t->passed);
+        memcpy(t->passed, CMSG_DATA(found), sizeof(int));
+    }
+    return n;
+}
 
 /* Takes what is there without waiting; true unless there is nothing. */
 static inline bool mc_wire_look(void *context) {
     mc_wire_try *t = context;
     if (!t->pipe) {
-        t->got = recv(t->fd, t->into, t->size, MSG_DONTWAIT);
+        t->got = mc_wire_take(t);
         t->error = t->got < 0 ? errno : 0;
         if (t->error != ENOTSOCK) return t->error != EAGAIN;
         t->pipe = true;
@@ -95,10 +154,10 @@ static inline bool mc_wire_look(void *context) {
     return t->error != EAGAIN;
 }
 
-/* Receives `size` bytes into `into`, of which `progress` are there. Spins only where `spinner` is given. */
-static inline int mc_wire_receive(int fd, void *into, size_t size, size_t *progress, mc_spinner *spinner) {
-    mc_wire_try t = {.fd = fd};
-    if (spinner != NULL && spinner->budget_ns > MC_WIRE_SPIN_NS) spinner->budget_ns = MC_WIRE_SPIN_NS;
+/* Receives `size` bytes into `into`, of which `progress` are there. Spins only where `spinner` is given. A descriptor
+ * that comes along is put into `passed`, or dropped. */
+static inline int mc_wire_receive(int fd, void *into, size_t size, size_t *progress, mc_spinner *spinner, int *passed) {
+    mc_wire_try t = {.fd = fd, .passed = passed};
     while (*progress < size) {
         t.into = (uint8_t *)into + *progress;
         t.size = size - *progress;
