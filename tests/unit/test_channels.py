@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 import manycore
 from manycore import Broadcast, Channel, ChannelClosed, broadcast, select
 
+STOPS = int(os.environ.get("MANYCORE_CHANNEL_STOPS", "6"))
 FORK = multiprocessing.get_context("fork")
 
 
@@ -293,6 +295,32 @@ def test_a_killed_receiver_is_nothing_to_a_sender() -> None:
     sender = Thread(lambda: channel.send(3))
     assert channel.recv() == 3
     assert sender.get() is None
+
+
+def test_a_receiver_that_is_stopped_amidst_keeps_no_sender_beyond_its_time(rng: random.Random) -> None:
+    """And what was not sent is not received; what was, is, once."""
+    item = bytes(20_000_000)  # taking it takes some 10 ms, in which the receiver holds its lock
+    for number in range(STOPS):
+        channel = Channel()
+        back = manycore.Queue()
+        process = started(lambda channel=channel, back=back: back.put([len(each) for each in channel]))
+        assert process.pid is not None
+        channel.send(b"")
+        stop = threading.Timer(rng.uniform(0.005, 0.03), os.kill, (process.pid, signal.SIGSTOP))
+        stop.start()
+        began = time.monotonic()
+        try:
+            channel.send(item, timeout=0.1)
+            sent = 1
+        except TimeoutError:
+            sent = 0
+        assert time.monotonic() - began < 2, number
+        stop.join()
+        os.kill(process.pid, signal.SIGCONT)
+        channel.send(b"x", timeout=30)
+        channel.close()
+        assert back.get(timeout=30) == [0, *[len(item)] * sent, 1]
+        joined(process, 0)
 
 
 # Broadcast

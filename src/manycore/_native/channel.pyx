@@ -2,12 +2,13 @@
 """Channels and broadcasts over a queue's memory: `c/queue.h` and `c/broadcast.h`; here are waiting and errors.
 
 A channel without a buffer is a queue of at most one record, which is an *offer*: it stands at the head until a
-receiver takes it, or until its sender withdraws it. Both happen under R, so one of them wins, and the sender knows.
+receiver takes it, or until its sender withdraws it. One word says which (`c/meet.h`), so one of them wins, and the
+sender knows, also where the receiver was stopped amidst taking it.
 
     sender                                       receiver
     wait for room, put the offer                 wait for an offer
     wait until the head has passed it    <==     take it
-    (else: under R, if it is still there, pass it oneself: withdrawn)
+    (else: withdrawn, if it is not taken)
 
 If a process dies:
     a sender, before its offer is published   nothing was sent
@@ -23,10 +24,14 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from manycore._native.queue cimport (
     CODED,
     MC_NEVER,
+    MC_OFFER_WITHDRAWN,
     RecordQueue,
     deadline_of,
     mc_lock_release,
     mc_now_ns,
+    mc_offer_decide,
+    mc_offer_make,
+    mc_offer_sweep,
     mc_queue,
     mc_queue_announce,
     mc_queue_arm,
@@ -95,23 +100,10 @@ cdef class RecordChannel(RecordQueue):
     cdef bint withdraw(self, uint64_t number) except -1:
         """Takes the offer back; False when somebody has it."""
         cdef mc_queue *s = self.handle.shared
-        cdef mc_queue_place head, tail
-        cdef mc_queue_cursor cursor
-        cdef bint there
-        self.lock(&s.readers, MC_NEVER)
-        try:
-            head = mc_queue_look(&s.head)
-            there = head.count == number
-            if there:
-                tail = mc_queue_look(&s.tail)
-                cursor = mc_queue_cursor_at(&self.handle, tail)
-                mc_queue_publish(&s.head, cursor, tail.count)
-                mc_queue_give_back(&self.handle, head.block, cursor.block)
-        finally:
-            mc_lock_release(&s.readers)
-        if there:
-            mc_queue_wake(&s.room, EVERYBODY)
-        return there
+        if not mc_offer_decide(s, number, MC_OFFER_WITHDRAWN):
+            return False
+        mc_offer_sweep(&self.handle, mc_self())
+        return True
 
     def _hand_over(self, list records, object timeout):
         """Offer the record and wait until it is taken; False when it was not, in time."""
@@ -164,8 +156,9 @@ cdef class RecordChannel(RecordQueue):
                 if mc_queue_load32(&s.closed):
                     raise self.shut_down_error
                 if not mc_queue_has_room(s):
-                    if not self.sleep(&s.head.version, &s.room, seen, &waiting):
-                        return 0
+                    if not mc_offer_sweep(&self.handle, mc_self()):
+                        if not self.sleep(&s.head.version, &s.room, seen, &waiting):
+                            return 0
                     continue
                 if not self.lock(&s.writers, deadline_ns):
                     return 0
@@ -177,6 +170,7 @@ cdef class RecordChannel(RecordQueue):
                     place = mc_queue_look(&s.tail)
                     cursor = mc_queue_cursor_at(&self.handle, place)
                     self.write(&cursor, records[0])
+                    mc_offer_make(s, place.count)
                     mc_queue_publish(&s.tail, cursor, place.count + 1)
                 finally:
                     mc_lock_release(&s.writers)
@@ -221,7 +215,8 @@ cdef class RecordBroadcast(RecordQueue):
                 if mc_queue_load32(&s.closed):
                     raise self.shut_down_error
                 if not mc_queue_has_room(s):
-                    self.lock(&s.readers, MC_NEVER)
+                    if not self.lock(&s.readers, deadline_ns):
+                        return False
                     room = mc_broadcast_make_room(&self.handle, CODED)
                     mc_lock_release(&s.readers)
                     if not room:

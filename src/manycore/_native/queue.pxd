@@ -92,6 +92,12 @@ cdef extern from "queue.h" nogil:
     void mc_queue_left(mc_queue_waits *waits, mc_waiting *w)
     mc_outcome mc_queue_sleep(mc_word *version, mc_queue_waits *waits, uint32_t seen, mc_waiting *w, mc_spinner *spinner)
 
+cdef extern from "meet.h" nogil:
+    const uint64_t MC_OFFER_TAKEN, MC_OFFER_WITHDRAWN
+    void mc_offer_make(mc_queue *s, uint64_t number)
+    bint mc_offer_decide(mc_queue *s, uint64_t number, uint64_t what)
+    bint mc_offer_sweep(mc_queue_handle *q, uint64_t self)
+
 cdef enum:
     PACKED = 0
     BYTES = 1

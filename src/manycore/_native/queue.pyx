@@ -397,6 +397,8 @@ cdef class RecordQueue:
                     records = []
                     for index in range(many):
                         records.append(self.read(&cursor))
+                    if s.meets and not mc_offer_decide(s, head.count, MC_OFFER_TAKEN):
+                        records = None  # withdrawn; it is passed by
                     mc_queue_publish(&s.head, cursor, head.count + many)
                     if s.work.kept:
                         mc_queue_hold(s, mc_self(), many)
@@ -406,7 +408,8 @@ cdef class RecordQueue:
                 if s.most or cursor.block != head.block:
                     many = EVERYBODY if s.meets or many > <uint64_t>EVERYBODY else many
                     mc_queue_wake(&s.room, many)
-                return records
+                if records is not None:
+                    return records
         finally:
             if waiting.slept:
                 mc_queue_left(&s.items, &waiting)

@@ -108,6 +108,7 @@ typedef struct {
     uint32_t meets;           /* of a channel without a buffer: 1. Written by the creator */
     uint64_t most;            /* items; 0 is unbounded. Written by the creator */
     mc_word closed;           /* 1: no more records */
+    _Atomic uint64_t offer;   /* of a channel without a buffer: meet.h */
     _Alignas(MC_CACHE_LINE) mc_lock writers;
     _Alignas(MC_CACHE_LINE) mc_lock readers;
     _Alignas(MC_CACHE_LINE) mc_queue_end tail;
