@@ -65,6 +65,14 @@ def test_interrupts_in_a_storm(case: str, face: str, seed: int, tmp_path: Path) 
     cases.run(SCRIPT, case, face, str(seed), folder=tmp_path, meanwhile=interrupt)
 
 
+@both_faces
+@pytest.mark.parametrize("case", cases.names("interrupts_script.py"))
+def test_interrupts_while_other_threads_use_the_pool(case: str, face: str, seed: int, tmp_path: Path) -> None:
+    """250 Ctrl-C; MANYCORE_CHAOS_MANY=40 for 10,000."""
+    limit = cases.LIMIT_S * max(1, int(os.environ.get("MANYCORE_CHAOS_MANY", "1")))
+    cases.run("interrupts_script.py", case, face, str(seed), folder=tmp_path, limit=limit)
+
+
 @cases.everywhere(KILLED)
 def test_parent_killed(case: str, face: str, method: str, seed: int, tmp_path: Path) -> None:
     """`cases.run` fails when anything of it is alive a moment later."""

@@ -109,8 +109,7 @@ class Desk(Line):
             else:
                 self.outbox.pump(self.dispatcher)
         self.settlement.litter.clear()
-        while self.settlement.after:
-            self.settlement.after.popleft()()
+        self.settlement.after.call(everything=True)
 
     def cancel(self, place: int) -> None:
         task = self.futures[place]._task

@@ -36,6 +36,7 @@ class BackgroundRun(MapRun):
         finish: Callable[[list[Any], BaseException | None], object],
     ) -> None:
         super().__init__(engine, function, items, options)
+        self.of_main = False  # nobody asks again if the main thread is interrupted while it goes on with it
         self._finish = finish
         self._results: list[Any] = []
         self._over = False

@@ -34,7 +34,7 @@ from manycore._engine.cargo import Manifest
 from manycore._engine.frames import HEADER, OK, PACKED
 from manycore._engine.task import TaskState
 from manycore._native.codec import pack
-from manycore._native.ring import INLINE_BYTES
+from manycore._native.ring import INLINE_BYTES, SHIELD
 
 cdef extern from "<stdbool.h>":
     ctypedef int c_bool "bool"
@@ -80,6 +80,7 @@ cdef object _QUEUED = TaskState.QUEUED
 cdef object _PUBLISHED = TaskState.PUBLISHED
 cdef object _DONE = TaskState.DONE
 cdef object _pack = pack
+cdef object _SHIELD = SHIELD
 cdef type _MANIFEST = Manifest
 cdef type _FUNCTION = FunctionType
 cdef type _BUILTIN = BuiltinFunctionType
@@ -293,7 +294,8 @@ cdef class Line:
                 plain.popleft()
             else:
                 return
-        self._outbox.pump(self._book)
+        with _SHIELD:
+            self._outbox.pump(self._book)
 
     def call(self, Call future, function, tuple args, dict kwargs, policy=None):
         """Encode and submit one call; `future` gets the result.

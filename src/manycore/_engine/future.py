@@ -24,11 +24,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from manycore._engine import frames
+from manycore._engine.aftermath import sleep_on
 from manycore._engine.calls import Call
 from manycore._engine.cargo import Parcel
 from manycore._engine.death import describe_item
 from manycore._engine.failure import load_failure
 from manycore._memory import codec
+from manycore._native.ring import SHIELD
 from manycore.errors import RemoteTraceback, ResultLost, ResultPicklingError, TaskPicklingError
 
 if TYPE_CHECKING:
@@ -156,7 +158,7 @@ class Future(Call, concurrent.futures.Future[T]):
         if self._settle(state, result, exception, raw, False) is not None:
             return []
         condition = self._condition
-        with condition:
+        with SHIELD, condition:
             if not self._settle(state, result, exception, raw, True):
                 return []
             for waiter in self._waiting or ():
@@ -194,7 +196,7 @@ class Future(Call, concurrent.futures.Future[T]):
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call `fn(self)` when the call is over; at once when it is. In whichever thread collects the result."""
-        with self._condition:
+        with SHIELD, self._condition:
             if self._state not in _OVER:
                 self._done_callbacks.append(fn)
                 return
@@ -248,8 +250,8 @@ class Future(Call, concurrent.futures.Future[T]):
     def _wait(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._owner is None:
-            with self._condition:
-                self._condition.wait_for(self.done, timeout)
+            while not self.done() and (deadline is None or time.monotonic() < deadline):
+                sleep_on(self._condition, self.done, deadline)
         else:
             self._owner.wait(self.done, lambda: self._condition, deadline)
         if not self.done():

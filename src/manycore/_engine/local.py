@@ -18,7 +18,7 @@ What a user gave us (pickling, callbacks, input iterators) never runs under any 
 If a process dies:
     a worker: the reaper puts it among the dead; whoever drains next buries it (`settlement.py`).
     the parent: the kernel kills the workers.
-If a thread is interrupted (Ctrl-C) while it drains: see `settlement.py`.
+If Ctrl-C comes while the main thread does something for others: it comes a moment later (`SHIELD`, `aftermath.py`).
 A forked child of the parent has no collector and no workers: the engine is closed to it.
 """
 
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch, errors
 from manycore._engine import log_sink
+from manycore._engine.aftermath import sleep_on
 from manycore._engine.calls import Line
 from manycore._engine.dispatch import Dispatcher
 from manycore._engine.outbox import Outbox
@@ -43,7 +44,7 @@ from manycore._engine.settlement import Settlement
 from manycore._engine.task import TaskState
 from manycore._engine.workforce import Workforce
 from manycore._memory.segment import Segment
-from manycore._native.ring import WORKERS_MAX, TaskRing, Turn, now_ns
+from manycore._native.ring import SHIELD, WORKERS_MAX, TaskRing, Turn, now_ns
 from manycore.errors import PoolClosed
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Engine(Line):
         self._dispatcher = Dispatcher(settings.workers)
         self._segment = Segment.create(TaskRing.nbytes(SLOTS), "manycore-tasks")
         self._tasks = TaskRing(self._segment.buffer, SLOTS)
+        self.alarm = self._tasks.alarm  # has whoever waits look again at what it waits for
         self._turn = Turn(self._tasks)
         self.outbox = Outbox(self._tasks, arenas=settings.workers + 1, main_is_there=settings.keeps_main)
         fds = (self._segment.fd, *self.outbox.fds)
@@ -118,16 +120,18 @@ class Engine(Line):
 
     def start(self) -> None:
         """Start the workers and the collector, once."""
-        with self._lock:
-            if self._collector is not None or self._ended:
-                return
-            if self.settings.preload:
-                _launch.preload(*self.settings.preload)
-            for index in range(self._dispatcher.size):
-                self._settlement.start_worker(index)
-            self._unmanned = False
-            self._collector = threading.Thread(target=self._collect_forever, name=f"manycore {self.name}", daemon=True)
-        self._collector.start()
+        with SHIELD:
+            with self._lock:
+                if self._collector is not None or self._ended:
+                    return
+                if self.settings.preload:
+                    _launch.preload(*self.settings.preload)
+                for index in range(self._dispatcher.size):
+                    self._settlement.start_worker(index)
+                self._unmanned = False
+                name = f"manycore {self.name}"
+                self._collector = threading.Thread(target=self._collect_forever, name=name, daemon=True)
+            self._collector.start()
 
     # Tasks in
 
@@ -171,7 +175,7 @@ class Engine(Line):
             PoolClosed: After `close` or `terminate`, or in a forked child.
             PoolBroken: The pool has given up.
         """
-        with self._lock:
+        with SHIELD, self._lock:
             if self._closed and not (accepted and self._broken is None and not self._ended):
                 self.check_open()
             try:
@@ -191,7 +195,7 @@ class Engine(Line):
         if self._collector is None:
             self.start()
             return
-        with self._lock:
+        with SHIELD, self._lock:
             if self._goes_on():
                 for order in self._dispatcher.demand():
                     self._settlement.obey(order)
@@ -199,7 +203,7 @@ class Engine(Line):
 
     def submit_again(self, tasks: Iterable[Task]) -> None:
         """Queue what an accepted call is still owed, also while the engine closes. Without locks."""
-        with self._lock:
+        with SHIELD, self._lock:
             recall = [task for task in tasks if self._dispatcher.submit(task) is not None]
             if recall:
                 self.outbox.recall(self._dispatcher)
@@ -219,13 +223,9 @@ class Engine(Line):
         if self._runs.pop(id(run), None) is not None and self._closed:
             self._tasks.alarm()
 
-    def alarm(self) -> None:
-        """Have whoever waits look again at what it waits for."""
-        self._tasks.alarm()
-
     def drop(self, tasks: Iterable[Task]) -> None:
         """Forget tasks: those that no worker has begun are taken back, and nothing is heard of the others."""
-        with self._lock:
+        with SHIELD, self._lock:
             try:
                 for task in tasks:
                     if task.state not in (TaskState.NEW, TaskState.DONE):
@@ -262,14 +262,13 @@ class Engine(Line):
                 self._settlement.logged = False
                 log_sink.catch_up()
             if ready():
+                if SHIELD.main:
+                    self._after.catch_up(deadline)
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
             if self._turn.foreground:
-                guard = condition()
-                with guard:
-                    if not ready():
-                        guard.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                sleep_on(condition(), ready, deadline)
             elif not mine:
                 time.sleep(DRAIN_SECONDS)  # the collector is at it
         return True
@@ -280,7 +279,7 @@ class Engine(Line):
         while not self._ended:
             alarms = self._turn.alarms()
             self._drain()
-            if self._after or ready():
+            if self._after.due or ready():
                 return
             if not tasks.wait(workforce.rings, alarms, deadline_ns):
                 self._drain()
@@ -327,39 +326,41 @@ class Engine(Line):
 
     def _call_after(self) -> None:
         """Call what results and deaths asked for; without locks."""
-        after = self._after
-        while after:
-            try:
-                call = after.popleft()
-            except IndexError:  # another thread had the last one
-                return
-            call()
+        if self._after.call() and self._turn.foreground:
+            self._tasks.alarm()  # what it waits for may be there now
 
     def _drain(self) -> None:
         """Settle all records and all deaths. Whose turn it is."""
-        interrupted, self._draining = self._draining, True
+        interrupted, self._draining, asked = self._draining, True, self._after.asked
         with self._lock:
             for worker in tuple(self._workforce.workers.values()):
                 if worker.inbox or not worker.ring.empty():
                     self._settlement.empty(worker)
-            dead = self._workforce.dead
-            while dead:
-                self._settlement.bury(dead[0], self._goes_on)
-                dead.popleft()
-                self._unmanned = self._dispatcher.vacant
-            if self._settlement.reason is not None:
-                self._break(self._settlement.reason)
+            if self._workforce.dead or interrupted or self._torn or self._settlement.reason is not None:
+                with SHIELD:
+                    self._bury_and_mend(interrupted)
             self.pump()
-            if interrupted or self._torn:
-                self._torn = not self._settlement.reconcile()
-                if self._torn:
-                    self._tasks.alarm()
         self._settlement.litter.clear()
+        if self._after.asked != asked and SHIELD.main:
+            self._tasks.alarm()  # the collector calls that
         if self._unattended and self._nothing_left():
             self._tasks.alarm()  # the collector ends what nobody attends to
             with self._idle:
                 self._idle.notify_all()
         self._draining = False
+
+    def _bury_and_mend(self, interrupted: bool) -> None:
+        dead = self._workforce.dead
+        while dead:
+            self._settlement.bury(dead[0], self._goes_on)
+            dead.popleft()
+            self._unmanned = self._dispatcher.vacant
+        if self._settlement.reason is not None:
+            self._break(self._settlement.reason)
+        if interrupted or self._torn:
+            self._torn = not self._settlement.reconcile()
+            if self._torn:
+                self._tasks.alarm()
 
     def _break(self, reason: BaseException) -> None:
         """Give up: fail everything that is outstanding, end the workers."""
@@ -410,7 +411,7 @@ class Engine(Line):
 
     def cancel(self, future: Future[Any], *, running: bool = False) -> bool:
         """Take back a future's task if no worker has begun it; if one has and `running`, kill that worker."""
-        with self._lock:
+        with SHIELD, self._lock:
             task: Task | None = future._task
             if task is None:
                 return False
@@ -437,7 +438,7 @@ class Engine(Line):
         """Have so many workers from now on; those that are too many finish what they have begun."""
         if not 1 <= workers <= WORKERS_MAX:
             raise ValueError(f"a pool has 1 to {WORKERS_MAX} workers, not {workers}")
-        with self._lock:
+        with SHIELD, self._lock:
             self.check_open()
             self._workforce.size = workers
             if self._collector is None:
@@ -542,7 +543,7 @@ class Engine(Line):
         """Kill the workers, fail what is outstanding, free everything. Prompt, whatever the workers do."""
         if self._forked:
             return
-        with self._lock:
+        with SHIELD, self._lock:
             self._closed = True
             self._runs.clear()
             self._fail_all()
@@ -566,16 +567,19 @@ class Engine(Line):
             collector = self._collector
             if collector is not None and collector is not threading.current_thread():
                 collector.join(CALLBACK_GRACE if kill else None)
-            with self._lock:
+        except BaseException:  # an interrupt: it ends at once
+            self._workforce.kill()
+            raise
+        finally:
+            with SHIELD, self._lock:
                 for worker in tuple(self._workforce.workers.values()):
                     self._settlement.bury(worker, self._goes_on)
                 self._fail_all()
                 self._segment.close()
                 self.outbox.close()
-            with self._idle:
+            with SHIELD, self._idle:
                 self._idle.notify_all()
-            self._call_after()
-        finally:
+            self._after.call(everything=True)
             self._over.set()
         log_sink.catch_up(END_SECONDS)
 

@@ -20,8 +20,11 @@ import logging
 import marshal
 import os
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+from manycore._engine.aftermath import sleep_on
 
 if TYPE_CHECKING:
     from manycore._native.ring import TaskRing
@@ -53,11 +56,9 @@ class _Sink:
     def catch_up(self, timeout: float) -> None:
         if threading.current_thread() is self._thread:
             return
-        with self._changed:
-            posted = self._posted
-            if self._handled >= posted or self._handled == self._stuck_at:
-                return
-            if not self._changed.wait_for(lambda: self._handled >= posted, timeout):
+        posted, deadline = self._posted, time.monotonic() + timeout
+        while self._handled < posted and self._handled != self._stuck_at:
+            if not sleep_on(self._changed, lambda: self._handled >= posted, deadline) and time.monotonic() >= deadline:
                 self._stuck_at = self._handled
 
     def _run(self) -> None:
@@ -72,6 +73,7 @@ class _Sink:
                     if logging.lastResort is not None:
                         logging.lastResort.handle(_trouble())
                 tasks.hear(worker)
+                del tasks, data  # not to be kept until the next record comes
                 with self._changed:
                     self._handled += 1
                     self._changed.notify_all()

@@ -38,6 +38,7 @@ from manycore._engine.death import shorten
 from manycore._engine.functions import name_of
 from manycore._engine.future import outcome_of
 from manycore._engine.outcomes import FAILED, Block, Outcome
+from manycore._native.ring import SHIELD
 from manycore.errors import PoolClosed, ResultLost
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class MapRun:
         self.keeper: object = None  # the pool, which must not end before this run does
         self._rest: Iterator[Outcome] = iter(())
         self._listener: Callable[[], object] | None = None  # an event loop's: called when there are news
+        self.of_main = SHIELD.main  # the thread that consumes it, as far as is known
         self.turn_began = 0.0  # when the loop's task that consumes had others run
 
     def _without_repeated(self, function: Any, items: list[Any]) -> Any:
@@ -266,8 +268,9 @@ class MapRun:
             try:
                 self._engine.submit(task, accepted=True)
             except BaseException:  # if a signal brought it, the task may have been queued
-                self._engine.drop([task])
-                self._in_flight.pop(task, None)
+                with SHIELD:
+                    self._engine.drop([task])
+                    self._in_flight.pop(task, None)
                 raise
         self._sent += count
 
@@ -329,9 +332,11 @@ class MapRun:
                 self._stepping = mine = True
             self._advance()
         except BaseException:  # an interrupt: items that it had in hand are not sent
-            if mine:
-                self._stepping = False
-                self._give_up(ResultLost("this map was interrupted while it sent its items"))
+            with SHIELD:
+                if mine:
+                    self._stepping = False
+                    self._give_up(ResultLost("this map was interrupted while it sent its items"))
+                    self._engine.discharge(self)
             raise
 
     def _advance(self) -> None:

@@ -5,14 +5,15 @@
                       who takes its place
 
 All is called by the thread whose turn it is to drain, under the engine's lock. What has to run without it (callbacks,
-going on with a map, encoding anew) is put into `after`, for whoever comes out of the lock next.
+going on with a map, encoding anew) is put into `after` (`aftermath.py`).
 
 Invariants:
     a record that was taken from a ring is settled once: it stays in its worker's inbox until then
     a worker's page is looked at only after its ring has been read to the end and its slots have been repaired
 If a process dies: that is what `bury` is for.
-If a thread is interrupted (Ctrl-C) here: records that it had taken are in their worker's inbox for the next; a result
-    that was in its hands may be lost, which `reconcile` finds out and turns into an error.
+If Ctrl-C comes here: it waits until the records at hand are settled (`SHIELD`). If the handler of another signal raises
+    here: records that were taken are in their worker's inbox for the next thread; a result that was in hand may be
+    lost, which `reconcile` finds out and turns into an error.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from manycore import errors
 from manycore._engine import frames, log_sink
+from manycore._engine.aftermath import Aftermath
 from manycore._engine.calls import settle
 from manycore._engine.death import death_error, describe_item
 from manycore._engine.failure import load_failure
@@ -31,7 +33,7 @@ from manycore._engine.orders import Broken, Failed, Kill, Postponed, Retire, Spl
 from manycore._engine.policy import BACKOFF_MOST
 from manycore._engine.settings import Stats
 from manycore._engine.task import TaskState
-from manycore._native.ring import MORE, BrokenRing, now_ns
+from manycore._native.ring import MORE, SHIELD, BrokenRing, now_ns
 from manycore.errors import RemoteTraceback, ResultLost
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Settlement:
         dispatcher, tasks, workforce, outbox: The engine's.
 
     Attributes:
-        after: To be called without locks, by whoever comes next.
+        after: What is to be called without locks.
         litter: What calls that are over held, to be dropped without locks: it may be the user's.
         reason: Why the pool cannot go on, once it cannot.
         owed: Tasks that are done with as such, and whose items are not yet sent one by one.
@@ -72,7 +74,7 @@ class Settlement:
         self._tasks = tasks
         self._workforce = workforce
         self._outbox = outbox
-        self.after: deque[Callable[[], object]] = deque()
+        self.after = Aftermath()
         self.litter: list[Any] = []
         self.reason: BaseException | None = None
         self.owed: set[Task] = set()
@@ -84,8 +86,7 @@ class Settlement:
 
     def then(self, call: Callable[[], object] | None) -> None:
         """Call it once the locks are released."""
-        if call is not None:
-            self.after.append(call)
+        self.after.then(call)
 
     # Records
 
@@ -98,17 +99,18 @@ class Settlement:
             self.busy_ns += took_ns
             if worker.ring.empty():
                 return
-        try:
-            worker.ring.take(inbox)
-        except BrokenRing:
-            worker.child.kill()
-        try:
-            self._settle_all(worker, inbox)
-        except BaseException:
-            self._lose(worker, inbox)
-            raise
-        worker.position = 0
-        inbox.clear()
+        with SHIELD:
+            try:
+                worker.ring.take(inbox)
+            except BrokenRing:
+                worker.child.kill()
+            try:
+                self._settle_all(worker, inbox)
+            except BaseException:
+                self._lose(worker, inbox)
+                raise
+            worker.position = 0
+            inbox.clear()
 
     def _settle_all(self, worker: Worker, inbox: list[Record]) -> None:
         while worker.position < len(inbox):
@@ -201,7 +203,7 @@ class Settlement:
         """Do what the dispatcher says; under the engine's lock."""
         if isinstance(order, Split):
             self.owed.add(order.task)
-            self.after.append(partial(self._split, order.task))
+            self.then(partial(self._split, order.task))
         elif isinstance(order, Start):
             self.start_worker(order.worker)
         elif isinstance(order, Retire):
@@ -214,7 +216,7 @@ class Settlement:
         wait_ns = None if policy is None else policy.wait_ns(order.attempt)
         if wait_ns is None:
             wait_ns = int(BACKOFF_MOST * 1e9)  # should the thread that asks be interrupted
-            self.after.append(partial(self._ask, order))
+            self.then(partial(self._ask, order))
         self._dispatcher.put_off(order.task, now_ns() + wait_ns)
         self._tasks.alarm()  # the collector looks when that is
 

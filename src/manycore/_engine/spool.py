@@ -109,3 +109,7 @@ class Spool:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:  # nobody came to close it: an engine whose making failed
+            self.close()

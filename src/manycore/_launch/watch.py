@@ -79,19 +79,23 @@ class Watcher:
                 with self._lock:
                     patience = max(0.0, self._times[0][0] - time.monotonic()) if self._times else None
                 events = self._epoll.poll(patience)
-                with self._lock:
-                    ready = self._take([fd for fd, _ in events])
-                for callback in ready:
-                    try:
-                        if not self._is_closed():
-                            callback()
-                    except BaseException:
-                        sys.excepthook(*sys.exc_info())
+                self._call([fd for fd, _ in events])
         finally:
             with self._lock:
                 self._closed = True
                 self._epoll.close()
                 os.close(self._wake)
+
+    def _call(self, fds: list[int]) -> None:
+        """Keeps no callback, nor what it holds, until the next one is due."""
+        with self._lock:
+            ready = self._take(fds)
+        for callback in ready:
+            try:
+                if not self._is_closed():
+                    callback()
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
 
     def _is_closed(self) -> bool:
         return self._closed

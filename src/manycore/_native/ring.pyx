@@ -284,3 +284,4 @@ cdef class Rings:
 
 
 include "result_ring.pxi"
+include "shield.pxi"
