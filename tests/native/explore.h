@@ -2,19 +2,18 @@
  *
  * Include this before any header of manycore. It puts a stop before each atomic operation and each named
  * fault point; parties are coroutines of one thread, and at each stop the explorer chooses who goes on, or
- * kills the one that stands there for good, as SIGKILL would. Every choice is tried, depth first, by
- * running the whole scenario again with another sequence; forced switches and deaths are bounded.
+ * kills one for good, as SIGKILL would. Every choice is tried, depth first: the state is kept at each choice and
+ * put back for the next. Forced switches and deaths are bounded.
  *
  * Waits on futexes are real waits here: a party that sleeps goes on only when woken. Memory is sequentially
  * consistent; what weaker memory may do is ThreadSanitizer's business (see the stress programs).
  *
- * A file that defines EXPLORE_STATES before the include, and keeps all that its parties share in static variables, is
- * explored by states: a run ends where it comes to a state that was seen with as many switches and deaths left. A
- * state is every static variable, every stack and every saved register, so nothing can be forgotten; what differs
- * without meaning only costs runs. It is known by 64 bits of hash.
+ * A state is every static variable, every stack and every saved register, so nothing can be forgotten; what a file
+ * keeps elsewhere it names with `ex_keeps`. Where a state is met again, with no more switches left than before, what
+ * follows is known and left out; what differs without meaning only costs time. It is known by 56 bits of hash.
  *
  * Source: Musuvathi and Qadeer, "Iterative context bounding for systematic testing of multithreaded programs"
- * (CHESS); Godefroid, "Model checking for programming languages using VeriSoft". */
+ * (CHESS); Holzmann, "The model checker SPIN" (states that are hashed and compacted). */
 #ifndef EXPLORE_H
 #define EXPLORE_H
 
@@ -40,6 +39,8 @@
 #define EXPLORE_PARTIES 4
 #define EXPLORE_DEPTH 4096
 #define EXPLORE_STACK (64 << 10)
+#define EXPLORE_KEPT 12
+#define EXPLORE_SWEPT 2048 /* bytes below a party's frames that a call without a stop may have used */
 #define EX_EVERY 1000000 /* forced switches: as many as there can be */
 
 typedef enum { EX_READY, EX_ASLEEP, EX_DONE, EX_DEAD } ex_status;
@@ -52,22 +53,41 @@ typedef struct {
     void (*begin)(void);        /* set the scene; not interleaved */
     void (*died)(int party);    /* what the reaper does at once; not interleaved; may be NULL */
     void (*end)(void);          /* nobody can go on: check, after repairing what the dead left */
-    int preemptions;            /* forced switches a run */
-    int deaths;                 /* a run */
+    int preemptions;            /* forced switches: so many, or EX_EVERY */
+    int deaths;
 } ex_scenario;
 
+/* One choice, and what everything was like when it came. */
+typedef struct {
+    int who[2 * EXPLORE_PARTIES + 1]; /* goes on; or EX_END; or is killed */
+    int options, killable, next;      /* those from `killable` on are deaths */
+    int last, preemptions, deaths;
+    size_t trail, room;
+    char *copy;
+} ex_choice;
+#define EX_END (-1) /* nobody can go on, and nobody is killed */
+
 static struct {
-    ucontext_t entry; /* only to begin on another stack; every later switch is a jump, which costs no system call */
-    jmp_buf main, context[EXPLORE_PARTIES];
-    bool begun[EXPLORE_PARTIES];
-    char *stack[EXPLORE_PARTIES];
-    ex_status status[EXPLORE_PARTIES];
-    void *word[EXPLORE_PARTIES];
+    ucontext_t fresh, entry; /* only to begin on another stack; every later switch is a jump, without a system call */
+    jmp_buf main;
     int current; /* -1: not in a party */
-    int chosen[EXPLORE_DEPTH], options[EXPLORE_DEPTH], depth, replay;
-    const char *at[EXPLORE_PARTIES];
-    char *low[EXPLORE_PARTIES], *lowest[EXPLORE_PARTIES]; /* of its stack: now, and in any run */
-    uint64_t *seen;
+    struct {     /* a part of the state */
+        jmp_buf context[EXPLORE_PARTIES];
+        bool begun[EXPLORE_PARTIES];
+        ex_status status[EXPLORE_PARTIES];
+        void *word[EXPLORE_PARTIES];
+        const char *at[EXPLORE_PARTIES];
+        char *low[EXPLORE_PARTIES]; /* of its stack */
+    } now;
+    char *stack[EXPLORE_PARTIES], *lowest[EXPLORE_PARTIES];
+    ex_choice choice[EXPLORE_DEPTH];
+    int depth;
+    struct {
+        char *from;
+        size_t size;
+    } kept[EXPLORE_KEPT]; /* where the state is, beside the stacks */
+    int kept_count;
+    uint64_t *seen; /* 56 bits of hash, 8 bits of switches left and one */
     size_t seen_slots, seen_count;
     char trail[1 << 16];
     size_t trail_length;
@@ -87,27 +107,28 @@ static void ex_note(const char *text, int party) {
 static void ex_fail(const char *what) {
     fprintf(stderr, "%s: %s\n  trail (g = goes on, K = killed):%s\n", ex.scenario->name, what, ex.trail);
     for (int i = 0; i < ex.scenario->parties; i++)
-        fprintf(stderr, "  party %d: status %d, last stop %s\n", i, ex.status[i], ex.at[i] ? ex.at[i] : "-");
+        fprintf(stderr, "  party %d: status %d, last stop %s\n", i, ex.now.status[i], ex.now.at[i] ? ex.now.at[i] : "-");
     exit(1);
 }
 #define EX_CHECK(condition) ((condition) ? (void)0 : ex_fail("not true: " #condition))
 
 static __attribute__((noinline)) void ex_stop(const char *where) {
     if (ex.current < 0) return;
-    int me = ex.current;
-    ex.at[me] = where;
-    ex.low[me] = __builtin_frame_address(0); /* all of its callers' frames are above */
-    ex.current = -1;
-    if (_setjmp(ex.context[me]) == 0) _longjmp(ex.main, 1);
-    ex.current = me;
+    ex.now.at[ex.current] = where;
+    /* This frame, with what it saved of its caller's registers, is above; nothing in it is left to chance. */
+    ex.now.low[ex.current] = memset(__builtin_alloca(16), 0, 16);
+    if (_setjmp(ex.now.context[ex.current]) == 0) {
+        ex.current = -1;
+        _longjmp(ex.main, 1);
+    }
 }
 
-static inline bool ex_is_dead(int party) { return ex.status[party] == EX_DEAD; }
+static inline bool ex_is_dead(int party) { return ex.now.status[party] == EX_DEAD; }
 
 static void ex_wake_all(void *word, int count) {
     for (int i = 0; i < ex.scenario->parties && count > 0; i++)
-        if (ex.status[i] == EX_ASLEEP && ex.word[i] == word) {
-            ex.status[i] = EX_READY;
+        if (ex.now.status[i] == EX_ASLEEP && ex.now.word[i] == word) {
+            ex.now.status[i] = EX_READY;
             count--;
         }
 }
@@ -124,10 +145,10 @@ static inline long ex_futex(void *word, int op, uint32_t value) {
         errno = EAGAIN;
         return -1;
     }
-    ex.word[me] = word;
-    ex.status[me] = EX_ASLEEP;
+    ex.now.word[me] = word;
+    ex.now.status[me] = EX_ASLEEP;
     ex_stop("asleep");
-    if (ex.word[me] == NULL) { /* see ex_time_passes */
+    if (ex.now.word[me] == NULL) { /* see ex_time_passes */
         errno = ETIMEDOUT;
         return -1;
     }
@@ -139,9 +160,9 @@ static inline bool ex_time_passes(void) {
     bool any = false;
     ex_now_s += 10;
     for (int i = 0; i < ex.scenario->parties; i++)
-        if (ex.status[i] == EX_ASLEEP) {
-            ex.status[i] = EX_READY;
-            ex.word[i] = NULL;
+        if (ex.now.status[i] == EX_ASLEEP) {
+            ex.now.status[i] = EX_READY;
+            ex.now.word[i] = NULL;
             any = true;
         }
     return any;
@@ -216,7 +237,7 @@ static void ex_enter(void) {
     int party = ex.current;
     ex.scenario->party[party]();
     ex.current = -1;
-    ex.status[party] = EX_DONE;
+    ex.now.status[party] = EX_DONE;
     _longjmp(ex.main, 1);
 }
 
@@ -224,9 +245,9 @@ static void ex_enter(void) {
 static __attribute__((noinline)) void ex_resume(int party) {
     ex.current = party;
     if (_setjmp(ex.main) != 0) return;
-    if (ex.begun[party]) _longjmp(ex.context[party], 1);
-    ex.begun[party] = true;
-    getcontext(&ex.entry);
+    if (ex.now.begun[party]) _longjmp(ex.now.context[party], 1);
+    ex.now.begun[party] = true;
+    ex.entry = ex.fresh; /* the explorer's own registers of this moment are no part of the state */
     ex.entry.uc_stack.ss_sp = ex.stack[party];
     ex.entry.uc_stack.ss_size = EXPLORE_STACK;
     ex.entry.uc_link = NULL;
@@ -234,48 +255,57 @@ static __attribute__((noinline)) void ex_resume(int party) {
     setcontext(&ex.entry);
 }
 
-static int ex_choose(int options) {
-    if (ex.depth == EXPLORE_DEPTH) ex_fail("the run has no end");
-    if (ex.depth >= ex.replay) {
-        ex.chosen[ex.depth] = 0;
-        ex.options[ex.depth] = options;
-        ex.replay = ex.depth + 1;
-    } else if (ex.options[ex.depth] != options) {
-        ex_fail("the scenario does not repeat itself");
-    }
-    return ex.chosen[ex.depth++];
+/* Names memory that is not static and that parties change. */
+static inline void ex_keeps(void *from, size_t size) {
+    if (ex.kept_count == EXPLORE_KEPT) ex_fail("too many places of the state");
+    ex.kept[ex.kept_count].from = from;
+    ex.kept[ex.kept_count++].size = size;
 }
 
-#ifdef EXPLORE_STATES
-extern char __data_start, _end;
+static void ex_keep_statics(void) {
+    extern char __data_start, _end;
+    char *skip = (char *)&ex, *behind = (char *)(&ex + 1);
+    ex.kept_count = 0;
+    ex_keeps(&__data_start, (size_t)(skip - &__data_start));
+    ex_keeps(behind, (size_t)(&_end - behind));
+}
+
+static bool ex_has_stack(int party) {
+    return ex.now.begun[party] && ex.now.status[party] != EX_DONE && ex.now.status[party] != EX_DEAD;
+}
 
 static uint64_t ex_hash(uint64_t hash, const void *from, size_t size) {
     const char *bytes = from;
-    for (; size >= 8; bytes += 8, size -= 8) {
-        uint64_t word;
-        memcpy(&word, bytes, 8);
-        hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
-        hash ^= hash >> 32;
+    uint64_t lane[4] = {hash, hash + 1, hash + 2, hash + 3}, word[4];
+    for (; size >= 32; bytes += 32, size -= 32) { /* four at a time, since each waits for its multiplication */
+        memcpy(word, bytes, 32);
+        for (int i = 0; i < 4; i++) {
+            lane[i] = (lane[i] ^ word[i]) * 0x9e3779b97f4a7c15u;
+            lane[i] ^= lane[i] >> 32;
+        }
+    }
+    hash = lane[0];
+    for (int i = 1; i < 4; i++) {
+        hash = (hash ^ lane[i]) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 29;
     }
     for (; size > 0; bytes++, size--) hash = (hash ^ (unsigned char)*bytes) * 0x9e3779b97f4a7c15u;
-    return hash;
+    return hash ^ hash >> 32;
 }
 
-/* Whether this state, with these left, was met before; it is now. */
+/* Whether this state was met before, with at least as many switches left; it is now. */
 static bool ex_was_here(int last, int preemptions, int deaths) {
-    int left[3] = {last, preemptions, deaths};
-    uint64_t hash = ex_hash(0x2545f4914f6cdd1du, left, sizeof left);
-    const char *first = &__data_start, *skip = (const char *)&ex, *behind = (const char *)(&ex + 1);
-    hash = ex_hash(hash, first, (size_t)(skip - first));
-    hash = ex_hash(hash, behind, (size_t)(&_end - behind));
-    hash = ex_hash(hash, ex.status, sizeof ex.status);
+    int also[2] = {last, deaths};
+    uint64_t hash = ex_hash(0x2545f4914f6cdd1du, also, sizeof also);
+    for (int i = 0; i < ex.kept_count; i++) hash = ex_hash(hash, ex.kept[i].from, ex.kept[i].size);
+    hash = ex_hash(hash, ex.now.status, sizeof ex.now.status);
+    hash = ex_hash(hash, ex.now.begun, sizeof ex.now.begun);
     for (int i = 0; i < ex.scenario->parties; i++) {
-        if (ex.status[i] == EX_ASLEEP || ex.status[i] == EX_READY) hash = ex_hash(hash, &ex.word[i], sizeof ex.word[i]);
-        if (!ex.begun[i] || ex.status[i] == EX_DONE || ex.status[i] == EX_DEAD) continue;
-        hash = ex_hash(hash, &ex.context[i], sizeof ex.context[i]);
-        hash = ex_hash(hash, ex.low[i], (size_t)(ex.stack[i] + EXPLORE_STACK - ex.low[i]));
+        if (!ex_has_stack(i)) continue;
+        hash = ex_hash(hash, &ex.now.word[i], sizeof ex.now.word[i]);
+        hash = ex_hash(hash, &ex.now.context[i], sizeof ex.now.context[i]);
+        hash = ex_hash(hash, ex.now.low[i], (size_t)(ex.stack[i] + EXPLORE_STACK - ex.now.low[i]));
     }
-    hash += hash == 0;
     if (2 * ex.seen_count >= ex.seen_slots) {
         uint64_t *old = ex.seen;
         size_t slots = ex.seen_slots;
@@ -283,98 +313,199 @@ static bool ex_was_here(int last, int preemptions, int deaths) {
         ex.seen = calloc(ex.seen_slots, sizeof *ex.seen);
         if (ex.seen == NULL) ex_fail("no memory for the states");
         for (size_t i = 0; i < slots; i++) {
-            size_t at = old[i] & (ex.seen_slots - 1);
+            size_t at = old[i] >> 8 & (ex.seen_slots - 1);
             while (old[i] != 0 && ex.seen[at] != 0) at = (at + 1) & (ex.seen_slots - 1);
             if (old[i] != 0) ex.seen[at] = old[i];
         }
         free(old);
     }
-    size_t at = hash & (ex.seen_slots - 1);
-    for (; ex.seen[at] != 0; at = (at + 1) & (ex.seen_slots - 1))
-        if (ex.seen[at] == hash) return true;
-    ex.seen[at] = hash;
+    uint64_t left = (uint64_t)(preemptions < 254 ? preemptions : 254) + 1;
+    size_t at = hash >> 8 & (ex.seen_slots - 1);
+    for (; ex.seen[at] != 0; at = (at + 1) & (ex.seen_slots - 1)) {
+        if (ex.seen[at] >> 8 != hash >> 8) continue;
+        if ((ex.seen[at] & 255) >= left) return true;
+        ex.seen[at] = (hash & ~255ull) | left;
+        return false;
+    }
+    ex.seen[at] = (hash & ~255ull) | left;
     ex.seen_count++;
     return false;
 }
-#else
-static bool ex_was_here(int last, int preemptions, int deaths) { return (void)last, (void)preemptions, (void)deaths, false; }
-#endif
 
-static void ex_run(void) {
+/* Everything into the choice's copy, or back out of it. */
+static void ex_copy(ex_choice *choice, bool back) {
+    size_t size = 0;
+    char *copy = choice->copy;
+#define EX_COPY(from, bytes)                                                                                           \
+    do {                                                                                                               \
+        if (back) memcpy((from), copy + size, (bytes));                                                                \
+        else memcpy(copy + size, (from), (bytes));                                                                     \
+        size += (bytes);                                                                                               \
+    } while (0)
+    EX_COPY(&ex.now, sizeof ex.now); /* first, since it says which stacks there are */
+    for (int i = 0; i < ex.kept_count; i++) EX_COPY(ex.kept[i].from, ex.kept[i].size);
+    for (int i = 0; i < ex.scenario->parties; i++)
+        if (ex_has_stack(i)) EX_COPY(ex.now.low[i], (size_t)(ex.stack[i] + EXPLORE_STACK - ex.now.low[i]));
+}
+
+static void ex_save(ex_choice *choice) {
+    size_t size = sizeof ex.now;
+    for (int i = 0; i < ex.kept_count; i++) size += ex.kept[i].size;
+    for (int i = 0; i < ex.scenario->parties; i++)
+        if (ex_has_stack(i)) size += (size_t)(ex.stack[i] + EXPLORE_STACK - ex.now.low[i]);
+    if (size > choice->room) {
+        choice->room = size + 1024;
+        choice->copy = realloc(choice->copy, choice->room);
+        if (choice->copy == NULL) ex_fail("no memory for a state");
+    }
+    choice->trail = ex.trail_length;
+    ex_copy(choice, false);
+}
+
+/* What a party's calls left below its frames would make states differ without meaning. */
+static void ex_sweep(int party) {
+    char *top = ex.stack[party] + EXPLORE_STACK, *live = ex_has_stack(party) ? ex.now.low[party] : top;
+    char *from = ex.lowest[party] - ex.stack[party] > EXPLORE_SWEPT ? ex.lowest[party] - EXPLORE_SWEPT : ex.stack[party];
+    memset(from, 0, (size_t)(live - from));
+}
+
+/* One party to its next stop. */
+static void ex_step(int party) {
+    ex_resume(party);
+    ex.current = -1;
+    if (!ex_has_stack(party)) return;
+    if (ex.now.low[party] < ex.lowest[party]) ex.lowest[party] = ex.now.low[party];
+    ex_sweep(party);
+}
+
+static void ex_die(int party) {
+    ex_note("K", party);
+    ex.now.status[party] = EX_DEAD;
+    if (ex.scenario->died != NULL) ex.scenario->died(party);
+}
+
+static void ex_go_back(const ex_choice *to) {
+    ex_copy((ex_choice *)to, true);
+    for (int i = 0; i < ex.scenario->parties; i++) ex_sweep(i);
+    ex.trail_length = to->trail;
+    ex.trail[ex.trail_length] = '\0';
+}
+
+/* All that can happen in the state of affairs: what can be chosen. */
+static void ex_ask(ex_choice *choice) {
     const ex_scenario *s = ex.scenario;
-    int last = -1, preemptions = s->preemptions, deaths = s->deaths;
+    bool last_ready = choice->last >= 0 && ex.now.status[choice->last] == EX_READY;
+    choice->options = choice->next = 0;
+    if (last_ready) choice->who[choice->options++] = choice->last;
+    for (int i = 0; i < s->parties; i++) {
+        if (i == choice->last || ex.now.status[i] != EX_READY) continue;
+        if (!last_ready || choice->preemptions > 0) choice->who[choice->options++] = i;
+    }
+    if (choice->options == 0) choice->who[choice->options++] = EX_END;
+    choice->killable = choice->options;
+    for (int i = 0; choice->deaths > 0 && i < s->parties; i++)
+        if (s->mortal[i] && ex_has_stack(i)) choice->who[choice->options++] = i;
+}
+
+/* Does what is next at a choice; what follows it begins as `after`. False when that was the end. */
+static bool ex_take(ex_choice *choice, ex_choice *after) {
+    int number = choice->next++, party = choice->who[number];
+    after->last = choice->last, after->preemptions = choice->preemptions, after->deaths = choice->deaths;
+    if (number >= choice->killable) {
+        after->deaths--;
+        ex_die(party);
+        return true;
+    }
+    if (party == EX_END) {
+        if (ex_stuck != NULL && ex_stuck()) return true;
+        ex.scenario->end();
+        return false;
+    }
+    if (party != choice->last) {
+        ex_note("g", party);
+        bool forced = choice->last >= 0 && ex.now.status[choice->last] == EX_READY;
+        after->preemptions -= forced && ex.scenario->preemptions < EX_EVERY;
+    }
+    after->last = party;
+    ex_step(party);
+    return true;
+}
+
+/* Everything that can happen; false when the seconds were over before. */
+static bool ex_search(double seconds) {
+    const ex_scenario *s = ex.scenario;
+    clock_t start = clock();
+    ex_choice begin = {.last = -1, .preemptions = s->preemptions, .deaths = s->deaths}, *at;
     ex.depth = 0;
+    for (;;) {
+        ex_choice here = begin;
+        ex_ask(&here);
+        bool last_ready = here.last >= 0 && ex.now.status[here.last] == EX_READY;
+        /* whose turn it was is a part of the state where switches are counted */
+        int turn = last_ready && s->preemptions < EX_EVERY ? here.last : -1;
+        if (here.options == 1 || !ex_was_here(turn, here.preemptions, here.deaths)) {
+            if (ex.depth == EXPLORE_DEPTH) ex_fail("a run has no end");
+            at = &ex.choice[ex.depth++];
+            here.copy = at->copy, here.room = at->room;
+            *at = here;
+            if (at->options > 1) ex_save(at);
+        }
+        do { /* the next thing to do: here, or at the last choice that has something left */
+            while (ex.depth > 0 && ex.choice[ex.depth - 1].next == ex.choice[ex.depth - 1].options) ex.depth--;
+            if (ex.depth == 0) return true;
+            at = &ex.choice[ex.depth - 1];
+            if (at->next > 0) ex_go_back(at);
+        } while (!ex_take(at, &begin));
+        if (seconds > 0 && ex.seen_count % 256 == 0 && (double)(clock() - start) / CLOCKS_PER_SEC > seconds) return false;
+    }
+}
+
+/* All runs with up to so many forced switches; false when the seconds (0: there is no limit) were over before. */
+static bool ex_explore(ex_scenario *scenario, int preemptions, double seconds) {
+    ex.scenario = scenario;
+    scenario->preemptions = preemptions;
+    if (ex.seen != NULL) memset(ex.seen, 0, ex.seen_slots * sizeof *ex.seen);
+    ex.seen_count = 0;
     ex.trail_length = 0;
     ex.trail[0] = '\0';
     ex.current = -1;
-    ex_now_s = EX_FIRST_S; /* or no state would be met again in the next run */
-    s->begin();
-    for (int i = 0; i < s->parties; i++) {
-        if (ex.stack[i] == NULL) ex.stack[i] = malloc(EXPLORE_STACK);
-        if (ex.lowest[i] != NULL) memset(ex.lowest[i], 0, (size_t)(ex.stack[i] + EXPLORE_STACK - ex.lowest[i]));
-        ex.begun[i] = false;
-        ex.word[i] = NULL;
-        ex.status[i] = EX_READY;
-        ex.at[i] = NULL;
+    ex_now_s = EX_FIRST_S;
+    memset(&ex.now, 0, sizeof ex.now);
+    ex_keep_statics();
+    scenario->begin();
+    for (int i = 0; i < scenario->parties; i++) {
+        if (ex.stack[i] == NULL && (ex.stack[i] = malloc(EXPLORE_STACK)) == NULL) ex_fail("no memory for a stack");
+        ex.lowest[i] = ex.stack[i];
+        ex_sweep(i);
+        ex.lowest[i] = ex.stack[i] + EXPLORE_STACK;
     }
-    for (;;) {
-        int who[2 * EXPLORE_PARTIES], options = 0;
-        bool last_ready = last >= 0 && ex.status[last] == EX_READY;
-        if (last_ready) who[options++] = last;
-        for (int i = 0; i < s->parties; i++)
-            if (i != last && ex.status[i] == EX_READY && (!last_ready || preemptions > 0)) who[options++] = i;
-        int killable = options;
-        if (deaths > 0 && last >= 0 && s->mortal[last] && (last_ready || ex.status[last] == EX_ASLEEP))
-            who[options++] = last;
-        if (killable == 0 && ex_stuck != NULL && ex_stuck()) continue;
-        if (killable == 0 && options == 0) break;
-        if (options > 1 && ex.depth >= ex.replay && ex_was_here(last, preemptions, deaths)) return;
-        int choice = ex_choose(options);
-        int party = who[choice];
-        if (choice >= killable) {
-            ex_note("K", party);
-            ex.status[party] = EX_DEAD;
-            deaths--;
-            if (s->died != NULL) s->died(party);
-            continue;
-        }
-        if (killable == 0) break; /* all asleep, and the choice was not to kill */
-        if (last_ready && party != last && s->preemptions < EX_EVERY) preemptions--;
-        if (party != last) ex_note("g", party);
-        last = party;
-        ex_resume(party);
-        ex.current = -1;
-        if (ex.lowest[party] == NULL || ex.low[party] < ex.lowest[party]) ex.lowest[party] = ex.low[party];
-    }
-    s->end();
+    return ex_search(seconds);
 }
 
-/* Every run with no forced switch, then with one, and so on, until the bound or until the seconds are over. */
-static unsigned long explore(const ex_scenario *scenario, double seconds) {
-    unsigned long runs = 0;
-    clock_t start = clock();
+/* To the scenario's bound, however long that takes; then every order, or else as far as the seconds go. */
+static void explore(const ex_scenario *scenario, double seconds) {
     ex_scenario bounded = *scenario;
-    int complete = -1;
-    ex.scenario = &bounded;
-    bounded.preemptions = scenario->preemptions < EX_EVERY ? 0 : EX_EVERY;
-    for (; bounded.preemptions <= scenario->preemptions; bounded.preemptions++) {
-        ex.replay = 0;
-        if (ex.seen != NULL) memset(ex.seen, 0, ex.seen_slots * sizeof *ex.seen);
-        ex.seen_count = 0;
-        do {
-            ex_run();
-            runs++;
-            while (ex.replay > 0 && ex.chosen[ex.replay - 1] + 1 >= ex.options[ex.replay - 1]) ex.replay--;
-            if (ex.replay > 0) ex.chosen[ex.replay - 1]++;
-        } while (ex.replay > 0 && (double)(clock() - start) / CLOCKS_PER_SEC <= seconds);
-        if (ex.replay > 0) break;
-        complete = bounded.preemptions;
+    clock_t start = clock();
+    int complete = scenario->preemptions;
+    getcontext(&ex.fresh);
+    ex_explore(&bounded, complete, 0);
+    size_t states = ex.seen_count;
+    if (complete < EX_EVERY && seconds > 0) {
+        start = clock();
+        if (ex_explore(&bounded, EX_EVERY, seconds / 2)) {
+            complete = EX_EVERY;
+            states = ex.seen_count;
+        } else {
+            for (double left = seconds / 2; left > 0 && ex_explore(&bounded, complete + 1, left); complete++) {
+                states = ex.seen_count;
+                left = seconds - (double)(clock() - start) / CLOCKS_PER_SEC;
+            }
+        }
     }
-    printf("%s: %lu runs", scenario->name, runs);
-    if (ex.seen_count > 0) printf(", %zu states", ex.seen_count);
-    if (complete == EX_EVERY) printf("; every order, with up to %d deaths\n", scenario->deaths);
-    else printf("; all with up to %d of %d forced switches and %d deaths\n", complete, scenario->preemptions, scenario->deaths);
-    return runs;
+    printf("%s: %zu states in %.1f s; ", scenario->name, states, (double)(clock() - start) / CLOCKS_PER_SEC);
+    if (complete == EX_EVERY) printf("every order, with up to %d deaths\n", scenario->deaths);
+    else printf("all with up to %d forced switches and %d deaths\n", complete, scenario->deaths);
+    fflush(stdout);
 }
 
 #endif

@@ -2,7 +2,6 @@
  *
  * Time passes only when nobody can go on: then every sleep ends by its timeout. Without a death that must never be
  * needed, so a lost wake-up fails. A run that goes on for ever fails too. */
-#define EXPLORE_STATES
 #include "explore.h"
 
 #define MANYCORE_FAULT_H
@@ -40,7 +39,7 @@ static bool stuck(void) {
 }
 static void all_are_done(void) {
     for (int i = 0; i < ex.scenario->parties; i++)
-        if (ex.status[i] != EX_DONE && ex.status[i] != EX_DEAD) ex_fail("somebody sleeps for ever");
+        if (ex.now.status[i] != EX_DONE && ex.now.status[i] != EX_DEAD) ex_fail("somebody sleeps for ever");
 }
 
 /* ---- the lock ---- */
@@ -356,7 +355,7 @@ static void rw_write(void) {
 }
 
 int main(int argc, char **argv) {
-    double seconds = argc > 1 ? atof(argv[1]) : 2;
+    double seconds = argc > 1 ? atof(argv[1]) : 0;
     ex_stuck = stuck;
     const ex_scenario scenarios[] = {
         {"lock, two parties, two rounds", 2, {lock_use, lock_use}, {true, true}, lock_begin_2, NULL, lock_end, EX_EVERY, 2},
@@ -381,13 +380,13 @@ int main(int argc, char **argv) {
         {"condition, the notifier of one dies", 2, {cond_notify_all, cond_wait_for_a_while}, {true, false},
          cond_begin_patient, NULL, cond_notifier_dies_end, EX_EVERY, 1},
         {"condition, two items, two consumers", 3, {cond_produce_two, cond_consume, cond_consume}, {false, true, true},
-         cond_begin, NULL, cond_end, 9, 0},
+         cond_begin, NULL, cond_end, 4, 0},
         {"condition, a consumer dies", 3, {cond_produce_two, cond_consume, cond_consume}, {false, true, true},
-         cond_begin, NULL, cond_end, 9, 1},
+         cond_begin, NULL, cond_end, 2, 1},
         {"condition, a consumer dies and it is heard of", 3, {cond_produce_two, cond_consume, cond_consume},
-         {false, true, true}, cond_begin, cond_heard, cond_end, 9, 1},
+         {false, true, true}, cond_begin, cond_heard, cond_end, 2, 1},
         {"condition, the notifier dies", 3, {cond_notify_all, cond_wait_for_a_while, cond_wait_for_a_while},
-         {true, false, false}, cond_begin_patient, NULL, cond_notifier_dies_end, 9, 1},
+         {true, false, false}, cond_begin_patient, NULL, cond_notifier_dies_end, EX_EVERY, 1},
         {"barrier of two, two rounds", 2, {barrier_use, barrier_use}, {true, true}, barrier_begin_2, NULL, barrier_end, EX_EVERY, 2},
         {"barrier of three", 3, {barrier_use, barrier_use, barrier_use}, {true, true, true}, barrier_begin_3, NULL,
          barrier_end, EX_EVERY, 1},
@@ -398,16 +397,15 @@ int main(int argc, char **argv) {
         {"barrier of two with an action", 2, {barrier_act, barrier_act}, {true, true}, barrier_begin_2, NULL,
          barrier_end, EX_EVERY, 2},
     };
-    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) 
-        explore(&scenarios[i], scenarios[i].preemptions < EX_EVERY ? seconds : 5 * seconds);
+    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) explore(&scenarios[i], seconds);
     const ex_scenario readers_and_writers[] = {
         {"one writes, one reads", 2, {rw_write, rw_read}, {true, true}, rw_begin, NULL, all_are_done, EX_EVERY, 1},
         {"one writes, one reads, deaths are heard of", 2, {rw_write, rw_read}, {true, true}, rw_begin, rw_heard, all_are_done,
          EX_EVERY, 1},
-        {"two read, one writes", 3, {rw_write, rw_read, rw_read}, {true, true, true}, rw_begin, NULL, all_are_done, 9, 1},
-        {"two write, one reads", 3, {rw_write, rw_write, rw_read}, {true, true, true}, rw_begin, NULL, all_are_done, 9, 1},
+        {"two read, one writes", 3, {rw_write, rw_read, rw_read}, {true, true, true}, rw_begin, NULL, all_are_done, 3, 1},
+        {"two write, one reads", 3, {rw_write, rw_write, rw_read}, {true, true, true}, rw_begin, NULL, all_are_done, 3, 1},
     };
     for (size_t i = 0; i < sizeof readers_and_writers / sizeof *readers_and_writers; i++)
-        explore(&readers_and_writers[i], readers_and_writers[i].preemptions < EX_EVERY ? seconds : 5 * seconds);
+        explore(&readers_and_writers[i], seconds);
     return 0;
 }

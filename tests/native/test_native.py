@@ -1,7 +1,8 @@
 """The native core without Python: interleavings explored, threads under sanitizers, processes killed.
 
-Each program includes the real headers of `_native/c`, is compiled here with the system's compiler, and is bounded
-in time by its first argument; MANYCORE_NATIVE_SECONDS makes it longer (the exploration then goes deeper).
+Each program includes the real headers of `_native/c` and is compiled here with the system's compiler. Stress and kills
+are bounded in time by the first argument. An exploration goes to its stated bound, however long that takes, and on from
+there while the time lasts. MANYCORE_NATIVE_SECONDS makes all of it longer.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import pytest
 HERE = Path(__file__).parent
 HEADERS = HERE.parents[1] / "src" / "manycore" / "_native" / "c"  # a wheel does not carry them
 SECONDS = float(os.environ.get("MANYCORE_NATIVE_SECONDS", "1"))
+DEEPER = SECONDS if "MANYCORE_NATIVE_SECONDS" in os.environ else 0  # seconds a scenario, after its stated bound
 CC = shutil.which(os.environ.get("CC", "cc"))
 
 FLAGS = ["-std=gnu11", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{HEADERS}", f"-I{HERE}"]
-DEEPER = {"explore_rings": 5, "explore_arena": 3}  # times SECONDS: the fewer the scenarios, the longer each
 EXPLORE = ["-O2", "-Wno-unused-value", "-Wno-clobbered", "-Wno-unused-but-set-variable", "-U_FORTIFY_SOURCE"]
 THREAD = ["-O1", "-fsanitize=thread", "-Wno-tsan"]  # it does not see fences, and says so
 ADDRESS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -67,10 +68,7 @@ def require_sanitizer(folder: Path, flags: list[str]) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in HERE.glob("explore_*.c")))
 def test_every_order_of_a_few_steps_is_right(name: str, tmp_path: Path) -> None:
-    said = run(build(tmp_path, HERE / f"{name}.c", EXPLORE), SECONDS * DEEPER.get(name, 1))
-    print(said)
-    for line in said.splitlines():
-        assert "up to -1" not in line, f"not one level was finished: {line}"
+    print(run(build(tmp_path, HERE / f"{name}.c", EXPLORE), DEEPER))
 
 
 @pytest.mark.parametrize("flags", [THREAD, ADDRESS], ids=["thread", "address"])
