@@ -11,6 +11,7 @@ What a context makes is ours as well.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from multiprocessing import context as _std
 from multiprocessing import reduction
@@ -214,6 +215,8 @@ class ZygoteProcess(_Restoring):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
+        if "manycore._launch.popen" not in sys.modules:  # its import takes as long as a zygote's start: side by side
+            _start_zygote(type(process_obj))
         from manycore._launch.popen import ZygotePopen
 
         return ZygotePopen(process_obj)
@@ -221,6 +224,18 @@ class ZygoteProcess(_Restoring):
     @staticmethod
     def _after_fork() -> None:
         """Nothing: what the zygote has forked is clean."""
+
+
+def _start_zygote(cls: type) -> None:
+    from manycore._launch import launcher
+    from manycore._launch.handle import own_modules
+
+    if not getattr(process.current_process(), "_inheriting", False):  # else the launch says what is wrong
+        launcher.preload(*own_modules(cls))
+        try:
+            launcher.ensure_started()
+        except OSError:  # the launch says it again
+            pass
 
 
 class ForkProcess(_Restoring, _std.ForkProcess):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,16 @@ def test_nothing_is_learned_where_a_caller_has_a_module_of_a_standard_name(
     monkeypatch.syspath_prepend(str(tmp_path))
     for _ in range(3):
         assert already_there("colorsys graphlib") == []
+
+
+def test_the_usual_module_is_there_from_the_first_child_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert already_there("typing") == ["typing"]
+    bare = subprocess.run([sys.executable, "-c", "import sys; sys.exit('typing' in sys.modules)"], check=False)
+    if bare.returncode == 0:  # else something imports it at each interpreter's start
+        (tmp_path / "typing.py").touch()
+        monkeypatch.syspath_prepend(str(tmp_path))
+        shutdown()
+        assert already_there("typing") == []
 
 
 @pytest.mark.parametrize("module", ["this", "antigravity"])

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from manycore._launch import Certificate, Child, cpu_count, launch, preload
+from manycore._launch import handle as handle_module
 from manycore._launch import launcher as launcher_module
 
 HERE = "tests.unit.launch_targets:"
@@ -283,9 +284,27 @@ class TestZygoteDies:
             assert {ended(child).exitcode for child in children} <= {8, None}
 
 
+    def test_one_that_somebody_kills_again_and_again_is_not_given_up_as_if_it_failed(self) -> None:
+        """A process that is killed closes its socket before it can be reaped, so before anyone knows why it ended."""
+        child = launch(HERE + "exit_with", b"3")
+        killed: set[int] = set()
+        while len(killed) < 8 and not child.started:
+            zygote = launcher_module.current()._zygote
+            if zygote is not None and zygote.pid not in killed:
+                killed.add(zygote.pid)
+                os.kill(zygote.pid, signal.SIGKILL)
+        assert ended(child).exitcode in {3, None}
+        zygote = object.__new__(handle_module.Zygote)
+        zygote.pidfd, zygote.silent_since, zygote.dead_since = 9, 0.0, 0.0
+        assert zygote.over_at() is None
+        zygote.silent_since = 5.0
+        assert zygote.over_at() == pytest.approx(5.0 + handle_module._STATUS_S)
+        zygote.dead_since = 5.1
+        assert zygote.over_at() == 5.0
+
     def test_a_process_that_runs_is_not_started_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where a zygote dies with requests unread, the kernel tells its parent of a reset before what it had sent."""
-        monkeypatch.setattr(launcher_module, "_DRAIN_S", 60.0)
+        monkeypatch.setattr(handle_module, "_DRAIN_S", 60.0)
         assert ended(launch(HERE + "exit_with", b"0")).exitcode == 0
         launcher = launcher_module.current()
         zygote = launcher._zygote

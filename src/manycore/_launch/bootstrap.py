@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+# The same as `signal`, but without its enumerations: they write to, and so copy, many pages.
+import _signal  # type: ignore[import-not-found]
 import marshal
-import signal
 from multiprocessing import process, util
 
 from manycore._launch import main_module
@@ -34,7 +35,7 @@ def main(payload: bytes, fds: list[int]) -> int:
 
         resource_tracker._resource_tracker._fd = rest.pop(0)  # type: ignore[attr-defined]
     inherited_fds[:] = rest
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     current = process.current_process()
     current._inheriting = True  # type: ignore[attr-defined]
     try:

@@ -3,6 +3,7 @@
     child, at its end:     the modules that it had to import -> its memfd      tell()
     zygote, as it reaps:   memfd -> names                                      read()
     zygote, when idle:     import them, so that the children to come share them    learn()
+    zygote, at its start:  import the one that nearly all children import          learn_usual()
 
 A function's module often imports `typing` or `json`; that takes a child longer than all else that it does. Only
 modules of the standard library and of this package are told of: they start no threads and do the same wherever they
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.machinery import PathFinder
 from itertools import islice
 
 from manycore._launch import wire
@@ -27,11 +29,12 @@ TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["learn", "read", "tell"]
+__all__ = ["learn", "learn_usual", "read", "tell"]
 
 _MARK = b"\nmanycore imports:"
 _MAX_BYTES = 64 * 1024  # of names; the whole standard library has 20 KB of them
 _OURS = "manycore"
+_USUAL = ("typing",)
 _HOME = os.path.dirname(getattr(os, "__file__", "")) or "/nowhere"  # frozen into a program, it has no file
 # These do something when they are imported: a browser, a text, the terminal, a window. Nor ours that import others'.
 _NOT_ALONE = frozenset(
@@ -89,6 +92,14 @@ def read(fd: int) -> list[str]:
         return []
     _, mark, names = os.pread(fd, _MAX_BYTES, max(0, size - _MAX_BYTES)).rpartition(_MARK)
     return names.decode("ascii", "replace").split() if mark else []
+
+
+def learn_usual() -> None:
+    """In a new zygote: import what nearly every module has whose functions children run, while the parent is busy."""
+    for name in _USUAL:
+        spec = PathFinder.find_spec(name)
+        if spec is not None and _is_standard(spec.origin):
+            learn([name])
 
 
 def learn(names: Iterable[str]) -> None:

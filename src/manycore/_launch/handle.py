@@ -24,10 +24,13 @@ __all__ = [
     "is_stopped",
     "launch_error",
     "memfd",
+    "own_modules",
     "standard",
     "warn_of_preload",
 ]
 
+_DRAIN_S = 1.0  # for the end of file after a zygote's death; longer only if a child was stopped before STARTED
+_STATUS_S = 0.2  # from that to the death: a process that is killed closes its descriptors before it can be reaped
 _LOWEST_FD = 10  # ours stay clear of the numbers that programs use by number
 
 
@@ -107,7 +110,16 @@ class Zygote:
         except ProcessLookupError:  # already dead, and reaped by somebody else
             self.pidfd = -1
         self.context: tuple[Any, ...] | None = None
-        self.dead_since = 0.0
+        self.dead_since = 0.0  # it has ended, as its pidfd says
+        self.silent_since = 0.0  # its socket has
+
+    def over_at(self) -> float | None:
+        """When no more is to be awaited of it: both its last word, and what it exited with, or a moment later."""
+        if self.silent_since and (self.dead_since or self.pidfd < 0):
+            return self.silent_since
+        if self.silent_since:
+            return self.silent_since + _STATUS_S
+        return self.dead_since + _DRAIN_S if self.dead_since else None
 
     def close(self) -> int | None:
         """Let go of it.
@@ -191,6 +203,12 @@ def _closed_standard() -> list[int]:
         except OSError:
             closed.append(number)
     return closed
+
+
+def own_modules(cls: type) -> list[str]:
+    """The modules of this package that a process object needs: the zygote imports them once for all."""
+    names = {base.__module__ for base in cls.__mro__}
+    return ["manycore._launch.bootstrap", *sorted(name for name in names if name.startswith("manycore."))]
 
 
 def is_stopped(pid: int) -> bool:

@@ -55,7 +55,6 @@ from manycore._memory.modules import loaded
 
 _REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
 _ORPHAN_GRACE_S = 0.2  # for init to reap the child of a dead zygote, which is when the kernel tells its exit code
-_DRAIN_S = 1.0  # for the end of file after a zygote's death; longer only if a child was stopped before STARTED
 _RETRY_S = 0.005  # when the kernel has no room for more descriptors in flight
 _END_S = 2.0  # for the zygote to kill all that is left, at exit
 _TERMINATE_S = 1.0  # from SIGTERM to SIGKILL for the children of a program that Ctrl-C ends
@@ -300,8 +299,8 @@ class Launcher:
     def _patience(self) -> float | None:
         times = [deadline for deadline, _ in self._overdue.values()]
         zygote = self._zygote
-        if zygote is not None and zygote.dead_since:
-            times.append(zygote.dead_since + _DRAIN_S)
+        if zygote is not None and (over_at := zygote.over_at()) is not None:
+            times.append(over_at)
         if self._blocked:
             times.append(time.monotonic() + _RETRY_S)
         return max(0.0, min(times) - time.monotonic()) if times else None
@@ -323,7 +322,10 @@ class Launcher:
                 self._overdue[child.launch_id] = (now + _REPORT_GRACE_S, child)
         if zygote is not None:
             at_end = self._receive(zygote, calls)
-            if at_end or (zygote.dead_since and now >= zygote.dead_since + _DRAIN_S):
+            if at_end and not zygote.silent_since:
+                zygote.silent_since = now
+            over_at = zygote.over_at()
+            if over_at is not None and now >= over_at:
                 self._replace(zygote, calls)
             elif self._blocked or self._waiting:
                 self._send_waiting()

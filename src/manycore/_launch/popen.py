@@ -29,6 +29,7 @@ from manycore import errors
 from manycore._launch import launcher, main_module, oom, tree, watch
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import bury, exit_code_from_kernel, is_ready
+from manycore._launch.handle import own_modules
 from manycore._memory import codec
 from manycore._memory.modules import loaded
 
@@ -77,7 +78,7 @@ class ZygotePopen:
         try:
             fds = [parent, *self._fds] if tracker is None else [parent, tracker, *self._fds]
             launcher.run_first_at_exit()
-            launcher.preload(*_own_modules(type(process_obj)))
+            launcher.preload(*own_modules(type(process_obj)))
             head = marshal.dumps({**_preparation(process_obj), "tracker": tracker is not None})
             payload = len(head).to_bytes(4, "little") + head + body
             on_death = process_obj._on_death
@@ -133,12 +134,6 @@ class ZygotePopen:
     def certificate(self) -> Certificate | None:
         """How it ended."""
         return self.child.status
-
-
-def _own_modules(cls: type) -> list[str]:
-    """The modules of this package that a process object needs: the zygote imports them once for all."""
-    names = {base.__module__ for base in cls.__mro__}
-    return sorted(name for name in names if name.startswith("manycore."))
 
 
 def _preparation(process_obj: BaseProcess) -> dict[str, Any]:

@@ -530,6 +530,7 @@ def main(parent_pid: int, keeper_ends: int) -> NoReturn:
     sys.stdin = open(null, encoding="utf-8", closefd=False)  # noqa: SIM115  # it stays open
     faulthandler.enable(file=wire.STACK_FD)
     faulthandler.register(wire.STACK_SIGNAL, file=wire.STACK_FD, all_threads=True)
+    threads.unhooked(habits.learn_usual)
     zygote = Zygote(parent_pid, keeper_ends)
     for number in range(3):  # the parent may close its own, and whoever reads them must then see the end
         os.dup2(null, number)
