@@ -256,6 +256,7 @@ def test_several_processes_send_through_one_end() -> None:
     assert [exit_code(pid) for pid in pids] == [0] * 6
 
 
+@pytest.mark.timeout(60 + KILLS)
 @pytest.mark.parametrize("victim", ["sender", "receiver"])
 def test_a_death_at_any_moment(victim: str, rng: random.Random) -> None:
     """The other side gets what was sent whole, then the end; nothing is kept, and nobody is blocked."""

@@ -297,6 +297,7 @@ def test_a_killed_receiver_is_nothing_to_a_sender() -> None:
     assert sender.get() is None
 
 
+@pytest.mark.timeout(60 + STOPS)
 def test_a_receiver_that_is_stopped_amidst_keeps_no_sender_beyond_its_time(rng: random.Random) -> None:
     """And what was not sent is not received; what was, is, once."""
     item = bytes(20_000_000)  # taking it takes some 10 ms, in which the receiver holds its lock

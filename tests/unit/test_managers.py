@@ -276,6 +276,7 @@ def test_callers_in_other_processes_get_it_too(manager: Any) -> None:
     process.join()
 
 
+@pytest.mark.timeout(60 + RUNS)
 def test_death_at_any_moment(rng: random.Random) -> None:
     """A kill at a random moment of creating proxies, using, sending and dropping them: that error or none."""
     for _ in range(RUNS):
