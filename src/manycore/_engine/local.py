@@ -68,8 +68,6 @@ DRAIN_SECONDS: Final = 0.00005
 # When the collector imports what errors of deaths are made of, which takes 15 ms: not before a program that only wants
 # a result soon has it.
 SETTLED_NS: Final = 100_000_000
-# How long the end waits for the last log records to be handled.
-END_SECONDS: Final = 1.0
 
 # How long `terminate` waits for a callback that the collector is in; an orderly end waits until it returns.
 CALLBACK_GRACE: Final = 0.5  # seconds
@@ -581,7 +579,7 @@ class Engine(Line):
                 self._idle.notify_all()
             self._after.call(everything=True)
             self._over.set()
-        log_sink.catch_up(END_SECONDS)
+        log_sink.catch_up(log_sink.END_SECONDS)
 
     def disown(self) -> None:
         """In a forked child of the parent: the workers are not its own."""

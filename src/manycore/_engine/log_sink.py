@@ -29,11 +29,12 @@ from manycore._engine.aftermath import sleep_on
 if TYPE_CHECKING:
     from manycore._native.ring import TaskRing
 
-__all__ = ["catch_up", "level_of", "post"]
+__all__ = ["END_SECONDS", "catch_up", "level_of", "post"]
 
-# How long a result waits for the records that came before it to be handled: mostly it is microseconds, and a handler
-# that takes longer is waited for once.
-CATCH_UP_SECONDS: Final = 0.1
+# How long a result, and the end of a pool, wait for the records that came before to be handled: mostly it is
+# microseconds, and a handler that takes longer is waited for once by each.
+CATCH_UP_SECONDS: Final = 0.5
+END_SECONDS: Final = 1.0
 
 
 class _Sink:
@@ -41,7 +42,7 @@ class _Sink:
         self._queue: deque[tuple[TaskRing, int, bytes]] = deque()
         self._changed = threading.Condition(threading.Lock())  # guards the counts; the queue needs no lock
         self._posted = self._handled = 0
-        self._stuck_at = -1  # what had been handled when somebody gave up waiting
+        self._stuck_at: dict[float, int] = {}  # by a wait's bound: what had been handled when somebody gave up
         self._thread: threading.Thread | None = None
 
     def post(self, tasks: TaskRing, worker: int, data: bytes) -> None:
@@ -57,9 +58,9 @@ class _Sink:
         if threading.current_thread() is self._thread:
             return
         posted, deadline = self._posted, time.monotonic() + timeout
-        while self._handled < posted and self._handled != self._stuck_at:
+        while self._handled < posted and self._handled != self._stuck_at.get(timeout):
             if not sleep_on(self._changed, lambda: self._handled >= posted, deadline) and time.monotonic() >= deadline:
-                self._stuck_at = self._handled
+                self._stuck_at[timeout] = self._handled
 
     def _run(self) -> None:
         while True:
