@@ -2,7 +2,7 @@
 
     child, at its end:     the modules that it had to import -> its memfd      tell()
     zygote, as it reaps:   memfd -> names                                      read()
-    zygote, when idle:     import them, so that the children to come share them    learn()
+    zygote, when idle:     import them, one by one, for the children to come       learn()
     zygote, at its start:  import the one that nearly all children import          learn_usual()
 
 A function's module often imports `typing` or `json`; that takes a child longer than all else that it does. Only
@@ -24,10 +24,6 @@ from importlib.machinery import PathFinder
 from itertools import islice
 
 from manycore._launch import wire
-
-TYPE_CHECKING = False  # typing is not imported on a worker's way
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 __all__ = ["learn", "learn_usual", "read", "tell"]
 
@@ -99,19 +95,18 @@ def learn_usual() -> None:
     for name in _USUAL:
         spec = PathFinder.find_spec(name)
         if spec is not None and _is_standard(spec.origin):
-            learn([name])
+            learn(name)
 
 
-def learn(names: Iterable[str]) -> None:
-    """In the zygote: import modules, in the order in which the child did; what fails here is left to the children."""
+def learn(name: str) -> None:
+    """In the zygote: import a module; what fails here is left to the children."""
+    if name in sys.modules:
+        return
     path = sys.path[:]
     sys.path[:] = [entry for entry in path if entry == _HOME or _is_in_home(entry)]
     try:
-        for name in names:
-            if name not in sys.modules:
-                try:
-                    __import__(name)
-                except Exception:  # or a warning that the program has made one
-                    continue
+        __import__(name)
+    except Exception:  # or a warning that the program has made one
+        pass
     finally:
         sys.path[:] = path

@@ -130,8 +130,11 @@ class Zygote:
         now = time.monotonic()
         if self._spare is not None and now >= self._spare[2]:
             self._drop_spare()
-        if self._lessons and not self._poller.poll(0):
-            self._learn()
+        if self._lessons:
+            if not self._poller.poll(0):
+                self._learn()
+            if self._lessons:
+                return 0.0
         if self._spare is None and self._spare_due and now >= self._spare_due and not self._poller.poll(0):
             self._make_spare()
         due = self._spare_due if self._spare is None else self._spare[2]
@@ -331,9 +334,12 @@ class Zygote:
         os._exit(0)
 
     def _learn(self) -> None:
-        """Import what children that have ended had to import, each for itself."""
-        names, self._lessons = self._lessons, []
-        self._while_armed(lambda: habits.learn(names))
+        """Import one module that children had to import, the last first, as those before it may need it.
+
+        One, for deaths are reported in between: whoever waits for a report does so for 50 ms.
+        """
+        name = self._lessons.pop()
+        self._while_armed(lambda: habits.learn(name))
         if not threads.settle():
             self._retire()
 
@@ -389,7 +395,7 @@ class Zygote:
             if info.si_code == os.CLD_EXITED:
                 new = [name for name in habits.read(child.stack) if name not in self._learned]
                 self._learned.update(new)
-                self._lessons += new
+                self._lessons += [name for name in new if name not in sys.modules]
             elif info.si_status in _FATAL:
                 text = last_words.read(child.stack)
             os.close(child.stack)
