@@ -420,7 +420,7 @@ def test_the_launchers_death_is_noticed() -> None:
     process.join()
 
 
-@pytest.mark.timeout(60 + KILLS)
+@pytest.mark.timeout(60 + 2 * KILLS)
 @pytest.mark.parametrize("restart", ["never", "always"])
 def test_kills_at_random(restart: Any, rng: random.Random, tmp_path: Path) -> None:
     """Each call has an end, none is performed twice, and what was answered was performed; in order."""

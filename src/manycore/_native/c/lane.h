@@ -52,6 +52,7 @@
 #define MC_LANE_OFFERS 16
 #define MC_LANE_INLINE 0x80000000u
 #define MC_LANE_PART 32768u /* bytes that go through the socket at a time */
+#define MC_LANE_PATIENCE_MS 100 /* with too many descriptors on their way; then a frame goes without */
 #define MC_LANE_PLAIN 0xfffffffeu /* -2 */
 #define MC_LANE_OBJECT 0xfffffffdu /* -3 */
 #define MC_LANE_MANIFEST 24
@@ -155,6 +156,7 @@ typedef struct {
     size_t size, done; /* bytes whose records are sent */
     uint32_t kind;     /* MC_LANE_PLAIN or MC_LANE_OBJECT */
     bool begun;        /* its first four bytes are sent */
+    int refused;       /* times that the kernel would not take the descriptor */
     bool waits;        /* for the socket; signals were looked at since there was no room in it */
     size_t progress;   /* of what is being sent */
     size_t length;     /* of the part whose record is being sent; 0: none */
@@ -187,6 +189,10 @@ static inline void mc_lane_next_part(mc_lane *l, mc_lane_message *m) {
  * and then there is no system call to be interrupted. */
 static inline int mc_lane_write(int fd, mc_lane_message *m, const struct iovec *parts, int count, int passed) {
     int error = mc_wire_write(fd, parts, count, &m->progress, passed, m->waits ? 0 : MSG_DONTWAIT);
+    if (error == ETOOMANYREFS) { /* of this user, in all sockets: who accepted the lane has it, and needs none */
+        if (m->refused++ < MC_LANE_PATIENCE_MS) return poll(NULL, 0, 1) < 0 ? errno : EINTR;
+        error = mc_wire_write(fd, parts, count, &m->progress, -1, m->waits ? 0 : MSG_DONTWAIT);
+    }
     m->waits = error == EAGAIN;
     return m->waits ? EINTR : error;
 }

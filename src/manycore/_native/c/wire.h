@@ -77,7 +77,7 @@ static inline int mc_wire_write(int fd, const struct iovec *parts, int count, si
             if (flags) return EAGAIN;
             struct pollfd writable = {fd, POLLOUT, 0};
             if (poll(&writable, 1, -1) < 0) return errno;
-        } else if (errno == ENOBUFS || errno == ENOMEM || errno == ETOOMANYREFS) { /* passing: look again in a millisecond */
+        } else if (errno == ENOBUFS || errno == ENOMEM) { /* passing: look again in a millisecond */
             if (poll(NULL, 0, 1) < 0) return errno;
         } else {
             return errno;
@@ -105,6 +105,7 @@ static inline int mc_wire_send(int fd, const void *data, size_t size, size_t *pr
     }
     size_t sent = *progress - length;
     int error = mc_wire_write(fd, parts + 1, 1, &sent, passed, 0);
+    if (error == ETOOMANYREFS) error = mc_wire_write(fd, parts + 1, 1, &sent, -1, 0); /* it was but an offer */
     *progress = length + sent;
     return error;
 }
