@@ -5,7 +5,7 @@
     the task goes on, and takes the result itself
 
 What a loop's task takes is unpickled in its own thread, as with any consumer. A task that is cancelled while it waits
-cancels what it waits for: a call that runs is ended with its worker, a map sends nothing more.
+cancels what it waits for: what runs is ended with its worker, and a map sends nothing more.
 
 Source: asyncio.wrap_future, and trio's "run_sync_soon" with "wait_task_rescheduled".
 """
@@ -133,7 +133,7 @@ async def result_of(future: Future[Any]) -> Any:
 
 
 async def next_outcome(run: MapRun, deadline: float | None = None) -> Outcome | None:
-    """The next outcome of a map; None at the end. Cancelling the wait ends the map.
+    """The next outcome of a map; None at the end. Cancelling the wait ends the map, with the items that run.
 
     Raises:
         TimeoutError: There was none by the deadline (`time.monotonic`).
@@ -148,6 +148,6 @@ async def next_outcome(run: MapRun, deadline: float | None = None) -> Outcome | 
     while not run.poll():
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError("no result yet")
-        await pause(run.tell, run.abandon, deadline)
+        await pause(run.tell, lambda: run.abandon(running=True), deadline)
         run.turn_began = time.monotonic()
     return run.next_outcome()

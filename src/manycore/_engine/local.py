@@ -221,15 +221,12 @@ class Engine(Line):
         if self._runs.pop(id(run), None) is not None and self._closed:
             self._tasks.alarm()
 
-    def drop(self, tasks: Iterable[Task]) -> None:
-        """Forget tasks: those that no worker has begun are taken back, and nothing is heard of the others."""
+    def drop(self, tasks: Iterable[Task], *, running: bool = False) -> None:
+        """Forget tasks: those that no worker has begun are taken back, the others are not heard of, or ended too."""
         with SHIELD, self._lock:
             try:
                 for task in tasks:
-                    if task.state not in (TaskState.NEW, TaskState.DONE):
-                        if task.ticket >= 0:
-                            self._tasks.withdraw(task.ticket)
-                        self._dispatcher.drop(task)
+                    self._settlement.drop(task, running=running)
                 self.pump()
             except BaseException:
                 self._tear()

@@ -533,11 +533,11 @@ class MapRun:
         self._rest = self.outcomes(block)
         return next(self._rest)
 
-    def abandon(self) -> None:
-        """Read and send nothing more; take back what no worker has begun."""
+    def abandon(self, *, running: bool = False) -> None:
+        """Read and send nothing more; take back what no worker has begun, and with `running` end what one has."""
         self._end_report()
         self.forget()
-        self._engine.drop(list(self._in_flight))
+        self._engine.drop(list(self._in_flight), running=running)
 
     def forget(self) -> None:
         """Read and send nothing more. Takes no lock, so that a finalizer may call it."""

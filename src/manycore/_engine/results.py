@@ -89,17 +89,17 @@ class MapResult(AsyncResult[list[T]]):
 
     _run: BackgroundRun
 
-    def cancel(self, *, running: bool = False) -> bool:  # noqa: ARG002
+    def cancel(self, *, running: bool = False) -> bool:
         """End the map: nothing more is sent, and what no worker has begun is taken back.
 
         Args:
-            running: Accepted for likeness with a call's; items that run are left to end.
+            running: Also the items that run: their workers are killed, and replaced.
 
         Returns:
             Whether it is cancelled; False when it was over.
         """
         if not self.done():
-            self._run.abandon()
+            self._run.abandon(running=running)
             for callback in self._finish(CANCELLED_AND_NOTIFIED, None, None, None):
                 self._call(callback)
         return self.cancelled()

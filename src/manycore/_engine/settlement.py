@@ -342,6 +342,15 @@ class Settlement:
             self._dispatcher.withdrawn(task)
         return self._dispatcher.cancel(task)
 
+    def drop(self, task: Task, *, running: bool) -> None:
+        """Forget a task: taken back if no worker has begun it; if one has and `running`, that worker is killed soon."""
+        if task.state in (TaskState.NEW, TaskState.DONE):
+            return
+        if task.ticket >= 0 and not self._tasks.withdraw(task.ticket) and running and self._dispatcher.doom(task):
+            self._tasks.alarm()  # the collector sees to that
+        else:
+            self._dispatcher.drop(task)
+
     def stats(self, plain_bytes: int) -> Stats:
         """A snapshot.
 

@@ -133,6 +133,13 @@ class Child:
                     return True
                 self._launcher.continue_zygote()
                 timeout = None if timeout is None else timeout - _PATIENCE_S
+            if event is self._ended and self._pidfd >= 0:  # `Event.wait` may break where Ctrl-C comes twice
+                began = time.monotonic()
+                poller = select.poll()
+                poller.register(self._pidfd, select.POLLIN)
+                if not poller.poll(None if timeout is None else max(0, timeout) * 1000):
+                    return event.is_set()
+                timeout = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
             return event.wait(timeout)
         return self._wait_as_stranger(event, timeout)
 

@@ -36,7 +36,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from manycore._launch import oom, wire
+from manycore._launch import interrupted, oom, wire
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import Child, bury, exit_code_from_kernel
 from manycore._launch.handle import (
@@ -52,6 +52,7 @@ from manycore._launch.handle import (
 )
 from manycore._memory import keeper
 from manycore._memory.modules import loaded
+from manycore._native.process import AtExit
 
 _REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
 _ORPHAN_GRACE_S = 0.2  # for init to reap the child of a dead zygote, which is when the kernel tells its exit code
@@ -524,9 +525,9 @@ def shutdown() -> None:
         launcher.end()
 
 
-def _at_exit() -> None:
+def _end() -> None:
     try:
-        if _is_interrupted():
+        if interrupted.is_interrupted():
             _end_interrupted()
         util = loaded("multiprocessing.util")
         if util is not None:  # it waits for the processes that the interpreter is to wait for; ours may be among them
@@ -540,16 +541,12 @@ def _at_exit() -> None:
 
 def _end_interrupted() -> None:
     """End what was started, heeding no further Ctrl-C: that takes a bounded time, and one traceback is enough."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupted.heed_no_other()
     if _current is not None:
         _current.terminate_all()
 
 
-def _is_interrupted() -> bool:
-    """Whether the program ends by Ctrl-C, which its children have not seen."""
-    kind = getattr(sys, "last_type", None)
-    return isinstance(kind, type) and issubclass(kind, KeyboardInterrupt)
+_at_exit = AtExit(interrupted.hush, _end)
 
 
 def launch(

@@ -9,6 +9,13 @@ cdef extern from "sys/prctl.h" nogil:
     int PR_SET_PDEATHSIG
     int PR_SET_CHILD_SUBREAPER
 
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
+
+cdef extern from "shield.h" nogil:
+    bint mc_shield_raise()
+    bint mc_shield_lower()
+
 cdef extern from "errno.h":
     int errno
 
@@ -168,3 +175,33 @@ def announce(int control, record: bytes, without: bytes) -> None:
     Exits where nobody is left to read it.
     """
     mc_announce(control, record, len(record), without, len(without))
+
+
+cdef class AtExit:
+    """An exit handler that hears of an interrupted program's end before another Ctrl-C can come.
+
+    Args:
+        hush: Called first, in the main thread, with no Ctrl-C before its end; whether those that came are to be dropped.
+        handle: Called then.
+    """
+
+    cdef object hush, handle
+
+    def __init__(self, hush, handle):
+        self.hush = hush
+        self.handle = handle
+
+    def __call__(self):
+        error = None
+        mc_shield_raise()
+        try:
+            try:
+                PyErr_CheckSignals()
+            except BaseException as raised:
+                error = raised
+            hushed = self.hush()
+        finally:
+            mc_shield_lower()
+        if error is not None and not hushed:
+            raise error
+        self.handle()

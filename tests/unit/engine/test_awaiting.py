@@ -216,6 +216,34 @@ def test_cancelling_the_wait_ends_the_map(loop: Run) -> None:
         loop(main)
 
 
+@pytest.mark.parametrize("kind", ["imap", "executor's map", "map_async"])
+def test_cancelling_the_wait_ends_items_that_run(loop: Run, kind: str, tmp_path: Path) -> None:
+    pool: Any = manycore.ProcessPoolExecutor(1) if kind == "executor's map" else manycore.Pool(1)
+    path = tmp_path / "pid"
+
+    async def consume() -> None:
+        if kind == "map_async":
+            await pool.map_async(stay, [path, path])
+        else:
+            async for _ in (pool.imap if kind == "imap" else pool.map)(stay, [path, path]):
+                pass
+
+    async def main() -> None:
+        library = anyio()
+        async with library.create_task_group() as group:
+            group.start_soon(consume)
+            while not path.exists() or not path.read_text():
+                await library.sleep(0.001)
+            group.cancel_scope.cancel()
+        assert await pool.submit(square, 3) == 9
+        assert _gone(int(path.read_text()))
+        assert pool.stats().workers_died == 1
+
+    anyio()
+    with pool:
+        loop(main)
+
+
 def test_a_map_has_its_deadline(loop: Run) -> None:
     with manycore.ProcessPoolExecutor(1) as executor:
 
