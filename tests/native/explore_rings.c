@@ -9,12 +9,13 @@
 
 #define WORKERS 2
 #define SLOTS 2
+#define SLOTS_MOST 3
 #define TASKS_MOST 3
 #define CAPACITY 128 /* bytes of a result ring: three records do not fit */
 
 static union {
     mc_tasks tasks;
-    uint8_t bytes[sizeof(mc_tasks) + SLOTS * MC_SLOT_BYTES];
+    uint8_t bytes[sizeof(mc_tasks) + SLOTS_MOST * MC_SLOT_BYTES];
 } memory;
 static struct {
     mc_results ring;
@@ -28,9 +29,9 @@ static int answers[TASKS_MOST + 1];         /* how often its future was resolved
 static bool lost[TASKS_MOST + 1];           /* with WorkerDied */
 static bool handled[WORKERS];               /* deaths the parent has dealt with */
 
-static void begin(int count) {
+static void begin_with(int count, uint32_t slots) {
     memset(&memory, 0, sizeof memory);
-    mc_tasks_init(tasks, SLOTS);
+    mc_tasks_init(tasks, slots);
     for (int i = 0; i < WORKERS; i++) {
         memset(&results[i], 0, sizeof results[i]);
         mc_results_init(&results[i].ring, CAPACITY);
@@ -41,6 +42,7 @@ static void begin(int count) {
     memset(lost, 0, sizeof lost);
     wanted = count;
 }
+static void begin(int count) { begin_with(count, SLOTS); }
 static void begin_1(void) { begin(1); }
 static void begin_2(void) { begin(2); }
 static void begin_3(void) { begin(3); }
@@ -318,6 +320,44 @@ static void sleep_end(void) {
     for (int t = 1; t <= 3; t++) EX_CHECK(executed[t] <= 1);
 }
 
+/* A short task, then two that wait for each other: both workers must come, though the parent, which has published
+ * and gone, wakes nobody any more, and no lease expires. */
+static mc_word together;
+static void meet_begin(void) {
+    begin_with(3, SLOTS_MOST);
+    atomic_store(&together, 0);
+}
+static void meet_publish(void) {
+    for (uint64_t t = 1; t <= 3; t++) {
+        EX_CHECK(mc_publish(tasks, t, 0, 0, "", 0, &t, 8) >= 0);
+        mc_kick(tasks);
+    }
+}
+static void meet_work(unsigned worker) {
+    mc_spinner spinner = {.cores = 1};
+    for (;;) {
+        mc_slot *slot = mc_claim(tasks, worker);
+        if (slot == NULL) {
+            mc_worker_wait(tasks, worker, &spinner, MC_NEVER);
+            continue;
+        }
+        uint64_t task = slot->task;
+        mc_free(slot);
+        executed[task]++;
+        if (task == 1) continue;
+        atomic_fetch_add(&together, 1);
+        mc_wake(&together, 2);
+        for (uint32_t seen; (seen = atomic_load(&together)) < 2;) mc_wait(&together, seen, MC_NEVER);
+        return;
+    }
+}
+static void meet_1(void) { meet_work(0); }
+static void meet_2(void) { meet_work(1); }
+static void meet_end(void) {
+    for (int i = 0; i < 3; i++) EX_CHECK(ex.now.status[i] == EX_DONE);
+    for (int t = 1; t <= 3; t++) EX_CHECK(executed[t] == 1);
+}
+
 int main(int argc, char **argv) {
     double seconds = argc > 1 ? atof(argv[1]) : 0;
     const ex_scenario scenarios[] = {
@@ -331,6 +371,7 @@ int main(int argc, char **argv) {
         {"two claims against a withdrawal", 3, {claim_withdraw, claim_1, claim_2}, {false, true, true}, claim_begin, NULL,
          claim_end, EX_EVERY, 2},
         {"publications against sleep", 2, {sleep_publish, sleep_1}, {false, true}, sleep_begin, NULL, sleep_end, EX_EVERY, 1},
+        {"tasks that wait for each other", 3, {meet_publish, meet_1, meet_2}, {false}, meet_begin, NULL, meet_end, 3, 0},
         {"one task, one worker", 2, {parent, worker_1}, {false, false}, begin_1, NULL, end, EX_EVERY, 0},
     };
     for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) explore(&scenarios[i], seconds);

@@ -221,16 +221,18 @@ class Engine(Line):
         if self._runs.pop(id(run), None) is not None and self._closed:
             self._tasks.alarm()
 
-    def drop(self, tasks: Iterable[Task], *, running: bool = False) -> None:
-        """Forget tasks: those that no worker has begun are taken back, the others are not heard of, or ended too."""
+    def drop(self, tasks: Iterable[Task], *, running: bool = False) -> list[Task]:
+        """Forget tasks, and return those that were there: no worker gets them, or they go unheard, or are ended too."""
         with SHIELD, self._lock:
             try:
-                for task in tasks:
+                dropped = [task for task in tasks if task.state not in (TaskState.NEW, TaskState.DONE)]
+                for task in dropped:
                     self._settlement.drop(task, running=running)
                 self.pump()
             except BaseException:
                 self._tear()
                 raise
+        return dropped
 
     # Results out
 

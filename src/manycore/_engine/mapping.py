@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MapOptions", "MapRun"]
 
-CHUNK_NS: Final = 8_000_000  # work in a chunk: a hundred times what sending it costs, and short enough to balance
+CHUNK_NS: Final = 16_000_000  # work in a chunk: hundreds of times what sending it costs, and short enough to balance
 LAZY_CHUNK_NS: Final = 2_000_000  # the same for a lazy run, whose results are awaited one by one
 CHUNK_BYTES: Final = 1 << 16  # bytes of pickled items in a chunk, so that few large items are ahead of the consumer
 CHUNK_ITEMS: Final = 1 << 15  # items in a chunk, however short they are
@@ -537,7 +537,8 @@ class MapRun:
         """Read and send nothing more; take back what no worker has begun, and with `running` end what one has."""
         self._end_report()
         self.forget()
-        self._engine.drop(list(self._in_flight), running=running)
+        for task in self._engine.drop(list(self._in_flight), running=running):
+            del self._in_flight[task]
 
     def forget(self) -> None:
         """Read and send nothing more. Takes no lock, so that a finalizer may call it."""

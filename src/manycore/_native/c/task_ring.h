@@ -24,6 +24,14 @@
  * One of the two sees the other's store. A worker that claims and sees more READY tickets wakes the
  * next sleeper, so a burst published under one spinner still reaches all.
  *
+ * A wake-up takes a while, in which many short tasks are published, and done by those who are awake. So while a worker
+ * is on its way (`waking_until`, which expires by itself as well), neither publishers nor claimers wake another: who
+ * comes clears it, claims, and wakes the next if there is more. Were a sleeper woken for each publication, a pool of
+ * many workers would mostly wake and sleep. No wake-up is lost:
+ *     publisher: head = t+1;                          fence; read waking_until
+ *     worker:    woken; sleeping &= ~bit; waking_until = 0;  fence; read head
+ * It is set before the bit is taken, and cleared after it is: a clear thus follows the setting that it answers.
+ *
  * The bell tells the parent of results. `fg` is a thread that waits for a result (0 none, 1 awake,
  * 2 asleep), `bg` the collector thread (0 awake, 1 asleep). A worker rings fg at once when it sleeps; bg, when no fg
  * is there, once a millisecond, and before it sleeps itself. A leaving fg looks at the rings once more and rings
@@ -41,6 +49,7 @@
 #ifndef MC_WORKERS_MAX /* the explorer of interleavings has fewer */
 #define MC_WORKERS_MAX 256
 #endif
+#define MC_WAKING_NS 200000 /* a few times what it takes from a wake-up to the first claim */
 #define MC_SLEEPING_WORDS ((MC_WORKERS_MAX + 63) / 64)
 #define MC_SLOT_BYTES 512
 #define MC_SLOT_PAYLOAD (MC_SLOT_BYTES - 32)
@@ -86,6 +95,7 @@ typedef struct {
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t head;      /* next ticket; written by the parent */
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t tail;      /* hint; pushed on by any worker */
     _Alignas(MC_CACHE_LINE) _Atomic int64_t spin_until; /* ns; the spinning worker's lease */
+    _Alignas(MC_CACHE_LINE) _Atomic int64_t waking_until; /* ns; a worker has been woken and is not here yet */
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t sleeping[MC_SLEEPING_WORDS];
     _Alignas(MC_CACHE_LINE) mc_word fg;
     mc_word bg;
@@ -133,6 +143,7 @@ static inline bool mc_wake_one(mc_tasks *t) {
         uint64_t mask = atomic_load(&t->sleeping[i]);
         while (mask) {
             unsigned bit = (unsigned)__builtin_ctzll(mask);
+            atomic_store(&t->waking_until, mc_now_ns() + MC_WAKING_NS);
             if (atomic_fetch_and(&t->sleeping[i], ~(1ull << bit)) & (1ull << bit)) {
                 unsigned worker = i * 64 + bit;
                 MC_FAULT("tasks:waking");
@@ -140,10 +151,17 @@ static inline bool mc_wake_one(mc_tasks *t) {
                 mc_wake(&t->pages[worker].asleep, 1);
                 return true;
             }
+            atomic_store(&t->waking_until, 0); /* another woke it; that one's own lease is not missed */
             mask = atomic_load(&t->sleeping[i]);
         }
     }
     return false;
+}
+
+/* Wake a sleeper for what is ready, unless another one is on its way. */
+static inline void mc_wake_next(mc_tasks *t) {
+    int64_t until = atomic_load(&t->waking_until);
+    if (until == 0 || until <= mc_now_ns()) mc_wake_one(t);
 }
 
 /* How many workers sleep. */
@@ -181,7 +199,7 @@ static inline int64_t mc_publish(mc_tasks *t, uint64_t task, uint32_t function, 
 /* Somebody must take what was published: wake a sleeper unless the spinning worker will have it. */
 static inline void mc_kick(mc_tasks *t) {
     if (mc_ready(t) <= 1 && atomic_load(&t->spin_until) > mc_now_ns()) return;
-    mc_wake_one(t);
+    mc_wake_next(t);
 }
 
 /* Whether the ticket's slot still holds it, claimed or not. */
@@ -258,7 +276,7 @@ static inline mc_slot *mc_claim(mc_tasks *t, unsigned worker) {
         atomic_compare_exchange_strong(&t->tail, &old, tail + 1); /* help; whoever is first */
         if (mine) {
             MC_FAULT("tasks:passed on");
-            if (mc_ready(t) > 0) mc_wake_one(t);
+            if (mc_ready(t) > 0) mc_wake_next(t);
             return slot;
         }
     }
@@ -307,6 +325,8 @@ static inline int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinn
     }
     atomic_store(&idle.page->asleep, 0);
     atomic_fetch_and(&t->sleeping[worker / 64], ~bit);
+    if (mc_ready(t) > 2) mc_wake_one(t); /* and one more when it claims: a burst has all awake in a few steps */
+    if (atomic_load(&t->waking_until)) atomic_store(&t->waking_until, 0); /* here it is */
     return r == EAGAIN ? 0 : r;
 }
 
