@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from manycore._engine.results import (
         AsyncResult,
         Callbacks,
+        CallingResult,
         IMapIterator,
         MapResult,
         OnError,
@@ -64,6 +65,7 @@ _ENGINE: dict[str, str] = {
     "AsyncResult": "results",
     "BackgroundRun": "background",
     "Callbacks": "results",
+    "CallingResult": "results",
     "Engine": "local",
     "Failure": "outcomes",
     "IMapIterator": "results",
@@ -255,9 +257,13 @@ class Pool(TakesOptions):
             PoolClosed: After `close` or `terminate`.
             TaskPicklingError: The function or an argument cannot be pickled.
         """
-        future: AsyncResult[T] = AsyncResult(self._engine)
-        if callback is not None or error_callback is not None:
-            future.add_done_callback(Callbacks(callback, error_callback))
+        future: AsyncResult[T]
+        if callback is None and error_callback is None:
+            future = AsyncResult(self._engine)
+        else:
+            future = CallingResult(self._engine)
+            future._callback = Callbacks(callback, error_callback)
+            future.add_done_callback(future._callback)
         future._keeper = self
         self._engine.call(future, func, tuple(args), kwds or {}, self._policy)
         return future
@@ -456,8 +462,10 @@ class Pool(TakesOptions):
     ) -> MapResult[Any]:
         self._engine.check_open()
         future: MapResult[Any] = MapResult(self._engine)
+        future._callback = None
         if callback is not None or error_callback is not None:
-            future.add_done_callback(Callbacks(callback, error_callback))
+            future._callback = Callbacks(callback, error_callback)
+            future.add_done_callback(future._callback)
 
         def finish(results: list[Any], error: BaseException | None) -> None:
             if error is None:

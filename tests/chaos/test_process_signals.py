@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ PHASES = {
 INTERPRETERS_OWN = ("function _get_module_lock", "module 'threading'")
 
 
-def begun(tmp_path: Path, body: str, method: str) -> tuple[subprocess.Popen[str], str]:
+def begun(tmp_path: Path, body: str, method: str, **options: Any) -> tuple[subprocess.Popen[str], str]:
     """A program in a session of its own that has said that it is ready, and the mark of its processes."""
     program = tmp_path / "program.py"
     program.write_text(f'{HEAD}\nif __name__ == "__main__":{body}', encoding="utf-8")
@@ -80,6 +81,7 @@ def begun(tmp_path: Path, body: str, method: str) -> tuple[subprocess.Popen[str]
         text=True,
         start_new_session=True,
         env={**os.environ, cases.MARK: mark},
+        **options,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -104,6 +106,25 @@ def test_ctrl_c_is_one_traceback(phase: str, times: int, tmp_path: Path, rng: ra
         reports -= err.count("\nDuring handling of the above exception, another exception occurred:\n")
         reports -= sum(err.count(f"Exception ignored in: <{where}") for where in INTERPRETERS_OWN)
     assert reports == 1 or (times > 1 and reports == 0), err  # 0: the interpreter was interrupted in printing it
+    assert "KeyboardInterrupt" in err, err
+    assert cases.wait_until(lambda: not cases.family(mark), cases.GONE_S), cases.family(mark)
+
+
+def test_ctrl_c_that_the_interpreter_swallows_ends_the_children(tmp_path: Path) -> None:
+    """It comes while the interpreter joins threads, which prints it and goes on to the exit handlers."""
+    body = """
+    started()
+    def be_there():
+        while threading.main_thread().is_alive():
+            time.sleep(0.001)
+        print("ready", flush=True)
+        sys.stdin.read()
+    threading.Thread(target=be_there).start()
+"""
+    process, mark = begun(tmp_path, body, "zygote", stdin=subprocess.PIPE)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert err.count("Traceback (most recent") == 1, err
     assert "KeyboardInterrupt" in err, err
     assert cases.wait_until(lambda: not cases.family(mark), cases.GONE_S), cases.family(mark)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import threading
 import time
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED
 from importlib import import_module
@@ -43,13 +44,18 @@ OnError = Literal["raise", "collect", "skip"]
 
 
 class AsyncResult(Future[T]):
-    """The result of `apply_async`: `multiprocessing.pool.AsyncResult`, which can also be awaited."""
+    """The result of `apply_async`: `multiprocessing.pool.AsyncResult`, which can also be awaited.
+
+    As there, it is ready when its callback has returned.
+    """
 
     __slots__ = ()
 
+    _callback: Callbacks | None = None
+
     def ready(self) -> bool:
         """Whether the call is over."""
-        return self.done()
+        return self.done() and (self._callback is None or self._callback.wait(0))
 
     def successful(self) -> bool:
         """Whether the call returned, rather than raised.
@@ -57,15 +63,23 @@ class AsyncResult(Future[T]):
         Raises:
             ValueError: It is not over.
         """
-        if not self.done():
+        if not self.ready():
             raise ValueError(f"{self!r} not ready")
         return not self.cancelled() and self.exception() is None
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the call is over, or `timeout` seconds have passed."""
+        if self._callback is None:
+            if not self.done():
+                with contextlib.suppress(builtins.TimeoutError):
+                    self._wait(timeout)
+            return
+        deadline = None if timeout is None else time.monotonic() + timeout
         if not self.done():
             with contextlib.suppress(builtins.TimeoutError):
                 self._wait(timeout)
+        if self.done():
+            self._callback.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def get(self, timeout: float | None = None) -> T:
         """What the call returned; its exception is raised here.
@@ -77,15 +91,21 @@ class AsyncResult(Future[T]):
             multiprocessing.TimeoutError: It was not over in time. It goes on.
         """
         self.wait(timeout)
-        if not self.done():
+        if not self.ready():
             raise errors.TimeoutError
         return self.result()
+
+
+class CallingResult(AsyncResult[T]):
+    """One that has callbacks to call."""
+
+    __slots__ = ("_callback",)
 
 
 class MapResult(AsyncResult[list[T]]):
     """The result of `map_async` and `starmap_async`."""
 
-    __slots__ = ("_run",)
+    __slots__ = ("_callback", "_run")
 
     _run: BackgroundRun
 
@@ -223,23 +243,39 @@ def _awaiting() -> Any:
 class Callbacks:
     """Tells the callbacks of `apply_async` and `map_async` of a future's end."""
 
-    __slots__ = ("callback", "error_callback")
+    __slots__ = ("_called", "_caller", "callback", "error_callback")
 
     def __init__(
         self, callback: Callable[[Any], object] | None, error_callback: Callable[[BaseException], object] | None
     ) -> None:
         self.callback = callback
         self.error_callback = error_callback
+        self._caller = 0
+        self._called = threading.Lock()  # held until they have returned
+        self._called.acquire()
 
     def __call__(self, future: Future[Any]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is None:
-            if self.callback is not None:
-                self.callback(future.result())
-        elif self.error_callback is not None:
-            self.error_callback(error)
+        self._caller = threading.get_ident()
+        try:
+            if future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                if self.callback is not None:
+                    self.callback(future.result())
+            elif self.error_callback is not None:
+                self.error_callback(error)
+        finally:
+            self._called.release()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether they have returned, within `timeout` seconds. For them, who may ask too, it is as if they had."""
+        if self._caller == threading.get_ident():
+            return True
+        if not self._called.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        self._called.release()
+        return True
 
 
 def outcomes(run: MapRun) -> Iterator[Outcome]:

@@ -1,5 +1,8 @@
 """The end of a program by Ctrl-C: it has said so with one traceback, and another key press has nothing to add.
 
+At its end the interpreter joins the program's threads; a Ctrl-C that comes then is printed, swallowed, and the exit
+handlers go on to wait for children as if there had been none. So from then on it is noted as well.
+
 If a process dies: nothing is kept here.
 """
 
@@ -9,13 +12,39 @@ import signal
 import sys
 import threading
 
-__all__ = ["heed_no_other", "hush", "is_interrupted"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["heed_no_other", "hush", "is_interrupted", "note_at_the_end"]
+
+_noted = False
 
 
 def is_interrupted() -> bool:
     """Whether the program ends by Ctrl-C, which its children have not seen."""
     kind = getattr(sys, "last_type", None)
-    return isinstance(kind, type) and issubclass(kind, KeyboardInterrupt)
+    return _noted or (isinstance(kind, type) and issubclass(kind, KeyboardInterrupt))
+
+
+def note_at_the_end() -> None:
+    """Note a Ctrl-C that comes while the interpreter joins the program's threads."""
+    try:
+        threading._register_atexit(_listen)  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):  # it joins them already; or it has no such function any more
+        pass
+
+
+def _listen() -> None:
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _note)
+
+
+def _note(signum: int, frame: FrameType | None) -> None:
+    global _noted
+    _noted = True
+    signal.default_int_handler(signum, frame)
 
 
 def hush() -> bool:

@@ -498,6 +498,7 @@ def _hook() -> None:
     _hooked = True
     os.register_at_fork(after_in_child=_forget)
     atexit.register(_at_exit)
+    interrupted.note_at_the_end()
 
 
 def run_first_at_exit() -> None:

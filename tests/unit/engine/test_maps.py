@@ -154,3 +154,34 @@ def test_the_executors_map_keeps_no_result_that_it_has_given() -> None:
             del result
             gc.collect()
             assert seen() is None
+
+
+@pytest.mark.parametrize("way", ["apply_async", "map_async"])
+def test_a_result_is_ready_when_its_callback_has_returned(way: str) -> None:
+    """In whatever thread it is waited for, and for those whom the callback itself asks it is."""
+    with manycore.Pool(1) as pool:
+        may_go_on, seen = threading.Event(), list[Any]()
+
+        def callback(value: Any) -> None:
+            may_go_on.wait()
+            seen.append((value, result.ready(), result.get(10)))
+
+        function, given, value = (str, (12,), "12") if way == "apply_async" else (str, [1, 2], ["1", "2"])
+        result = getattr(pool, way)(function, given, callback=callback)
+        waits = threading.Thread(target=result.wait)
+        waits.start()
+        may_go_on.set()
+        waits.join()
+        assert seen == [(value, True, value)]
+
+
+def test_a_callback_that_takes_its_time_bounds_a_wait() -> None:
+    with manycore.Pool(1) as pool:
+        may_go_on = threading.Event()
+        result = pool.apply_async(abs, (-1,), callback=lambda _: may_go_on.wait())
+        with pytest.raises(manycore.TimeoutError):
+            result.get(0.2)
+        assert not result.ready()
+        assert pool.apply(abs, (-2,)) == 2  # others have theirs
+        may_go_on.set()
+        assert result.get(10) == 1
