@@ -4,6 +4,10 @@ Each process notes when each of its calls began and ended, by the one monotonic 
 call can be given one instant between the two, so that in the order of these instants a plain first-in-first-out
 queue of that capacity gives the same answers. `MANYCORE_HISTORIES=N` records more.
 
+One thing is more than a queue does: a call with a timeout is over in time, also while another process that gets (or
+puts) is stopped in the midst of it. So a call whose time ran out may have been refused whatever the queue held, where
+others of its kind were at it all that time.
+
 Source: Wing and Gong, "Testing and verifying concurrent objects"; Lowe's memory of configurations that were seen.
 """
 
@@ -27,19 +31,32 @@ CALLS = 12  # of each of three processes
 
 
 class Call(NamedTuple):
-    """One call: `item` was put or got; None where it was refused."""
+    """One call: `item` was put or got, or was refused; `timed_out` where it had waited for that."""
 
     begin_ns: int
     end_ns: int
     puts: bool
     item: Any
     refused: bool
+    timed_out: bool = False
+
+
+def held_up(call: Call, calls: list[Call]) -> bool:
+    """Whether its time ran out, in all of which others of its kind were at the queue."""
+    if not call.timed_out:
+        return False
+    at = call.begin_ns
+    for other in sorted(other for other in calls if other.puts == call.puts and other is not call):
+        if other.begin_ns <= at < other.end_ns:
+            at = other.end_ns
+    return at >= call.end_ns
 
 
 def explains(calls: list[Call], capacity: int) -> bool:
     """Whether some order of the calls, each within its own time, is one of a queue."""
     calls = sorted(calls)
     everything = (1 << len(calls)) - 1
+    excused = {index for index, call in enumerate(calls) if held_up(call, calls)}
     seen: set[tuple[int, tuple[Any, ...]]] = set()
     todo: list[tuple[int, tuple[Any, ...]]] = [(0, ())]
     while todo:
@@ -53,11 +70,11 @@ def explains(calls: list[Call], capacity: int) -> bool:
             if call.begin_ns > first_end:  # another one was over before it began
                 break
             if call.puts:
-                if call.refused != bool(capacity and len(content) >= capacity):
+                if call.refused != bool(capacity and len(content) >= capacity) and index not in excused:
                     continue
                 after = content if call.refused else (*content, call.item)
             elif call.refused:
-                if content:
+                if content and index not in excused:
                     continue
                 after = content
             else:
@@ -80,15 +97,16 @@ def perform(many: Any, who: int, seed: int) -> list[Call]:
         puts = rng.random() < 0.5
         item: Any = (who, index)
         refused = False
+        timeout = rng.choice([0, 0, 0.0005])
         begin = time.monotonic_ns()
         try:
             if puts:
-                put(item, timeout=rng.choice([0, 0, 0.0005]))
+                put(item, timeout=timeout)
             else:
-                item = get(timeout=rng.choice([0, 0, 0.0005]))
+                item = get(timeout=timeout)
         except (queue.Full, queue.Empty, TimeoutError):
             refused = True
-        calls.append(Call(begin, time.monotonic_ns(), puts, item, refused))
+        calls.append(Call(begin, time.monotonic_ns(), puts, item, refused, refused and timeout > 0))
     return calls
 
 
@@ -142,3 +160,8 @@ def test_the_search_tells_right_from_wrong() -> None:
     assert not explains([put, second], 1)  # it was full
     assert not explains([put, Call(11, 12, False, None, True)], 1)  # it was not empty
     assert explains([put, Call(5, 12, False, None, True)], 1)
+    late, other = Call(13, 20, False, None, True, timed_out=True), Call(13, 30, False, "a", False)  # and "b" stays
+    assert explains([put, second, late, other], 0)
+    assert not explains([put, second, late._replace(timed_out=False), other], 0)
+    assert not explains([put, second, late], 0)  # nobody else was at it
+    assert not explains([put, second, late, other._replace(begin_ns=15)], 0)  # or not all the time

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -144,7 +145,7 @@ def test_no_descriptor_is_lost_by_any_number_of_messages(way: str) -> None:
         echo.start()
         pids.append(echo.pid or 0)
     before = []
-    for message, count in ((small, SMALL), (large, LARGE)):
+    for message, count in ((large, 1), (small, SMALL), (large, LARGE)):  # the first large one opens its way
         for _ in range(count):
             if way == "pipe":
                 here.send(message)
@@ -214,3 +215,13 @@ def test_results_that_are_never_looked_at_hold_nothing() -> None:
         gc.collect()
         executor.submit(int).result()
         assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("face", [manycore.Pool, manycore.ProcessPoolExecutor])
+def test_the_last_large_result_is_kept_by_nobody(face: Any) -> None:
+    """Neither here nor, with its memory, in the worker's arena until the next one comes."""
+    with face(1) as pool:
+        result = pool.submit(np.ones, 4 * MIB, np.uint8).result()
+        kept = weakref.ref(result)
+        del result
+        assert eventually(lambda: kept() is None, 5.0)

@@ -111,6 +111,7 @@ class Settlement:
                 raise
             worker.position = 0
             inbox.clear()
+            self._hand = None  # it has the result, which may be large
 
     def _settle_all(self, worker: Worker, inbox: list[Record]) -> None:
         while worker.position < len(inbox):
