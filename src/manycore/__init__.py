@@ -4,7 +4,7 @@ The face of the package: a written table of names, each imported when it is firs
 manycore starts no process, no thread and no signal handler.
 
     errors.py          exceptions and warnings
-    _cli, integrations the ways in
+    _cli               the way in from a shell
     pool, futures, ... what a user holds; the standard library's module names
     _engine, _observe  the engine under both pools, and what it shows
     _launch            process life

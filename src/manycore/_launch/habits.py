@@ -36,7 +36,7 @@ _HOME = os.path.dirname(getattr(os, "__file__", "")) or "/nowhere"  # frozen int
 _NOT_ALONE = frozenset(
     {"antigravity", "idlelib", "readline", "rlcompleter", "test", "this", "tkinter", "turtle", "turtledemo"}
 )
-_NOT_OURS = ("manycore.integrations", "manycore._cli")
+_NOT_OURS = "manycore._cli"
 
 
 def tell(known: int) -> None:
