@@ -67,6 +67,16 @@ def submit(function, *args):
     return pool.submit(function, *args).result(30)
 
 
+barrier = manycore.Barrier(2)
+
+
+def meet():  # so each worker has imported what a first task does
+    barrier.wait(30)
+    return np.arange(3).sum()
+
+
+for first in [pool.submit(meet) for _ in range(2)]:
+    first.result(30)
 trickle(submit, range(WARM))
 pids = pool.stats().pids
 assert len(pids) == 2

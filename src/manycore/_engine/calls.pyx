@@ -89,13 +89,9 @@ cdef uint32_t _PACKED = PACKED
 cdef Py_ssize_t _ROOM = INLINE_BYTES - HEADER.size  # for a payload in a slot
 
 
-@cython.no_gc
 @cython.freelist(256)
 cdef class Task:
     """One frame: a call, or a chunk of a map.
-
-    The garbage collector does not look at it: a pending call would cost it twice as much. So whoever is done with a
-    task breaks the circle of the two: a future forgets its task once it is resolved, a run those that it drops.
 
     Args:
         sink: Who wants the results; the dispatcher only hands it back.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["heed_no_other", "hush", "is_interrupted", "note_at_the_end"]
 
 _noted = False
+_expected = False  # that the interpreter calls `_listen` at its end, and it has not: a Ctrl-C came between
 
 
 def is_interrupted() -> bool:
@@ -29,13 +30,17 @@ def is_interrupted() -> bool:
 
 def note_at_the_end() -> None:
     """Note a Ctrl-C that comes while the interpreter joins the program's threads."""
+    global _expected
     try:
         threading._register_atexit(_listen)  # type: ignore[attr-defined]
+        _expected = True
     except (AttributeError, RuntimeError):  # it joins them already; or it has no such function any more
         pass
 
 
 def _listen() -> None:
+    global _expected
+    _expected = False
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _note)
@@ -47,8 +52,14 @@ def _note(signum: int, frame: FrameType | None) -> None:
     signal.default_int_handler(signum, frame)
 
 
-def hush() -> bool:
-    """At exit: if the program ends by Ctrl-C, another one is not to be heard; whether it does."""
+def hush(came: bool) -> bool:
+    """At exit: if the program ends by Ctrl-C, another one is not to be heard; whether it does.
+
+    Args:
+        came: One has come just now.
+    """
+    global _noted
+    _noted = _noted or came or _expected
     interrupted = is_interrupted()
     if interrupted:
         heed_no_other()

@@ -181,8 +181,9 @@ cdef class AtExit:
     """An exit handler that hears of an interrupted program's end before another Ctrl-C can come.
 
     Args:
-        hush: Called first, in the main thread, with no Ctrl-C before its end; whether those that came are to be dropped.
-        handle: Called then.
+        hush: Called first, in the main thread, with no Ctrl-C before its end; whether the program ends by one. Called with
+            True when one has come since.
+        handle: Called then; once more, where a Ctrl-C ended it.
     """
 
     cdef object hush, handle
@@ -195,13 +196,24 @@ cdef class AtExit:
         error = None
         mc_shield_raise()
         try:
-            try:
-                PyErr_CheckSignals()
-            except BaseException as raised:
-                error = raised
-            hushed = self.hush()
+            if not self.hush(False):
+                try:
+                    PyErr_CheckSignals()
+                except BaseException as raised:
+                    error = raised
+                    self.hush(isinstance(error, KeyboardInterrupt))
         finally:
             mc_shield_lower()
-        if error is not None and not hushed:
-            raise error
+        if error is None:
+            try:
+                self.handle()
+                return
+            except KeyboardInterrupt as raised:  # perhaps before its first line
+                error = raised
+            mc_shield_raise()
+            try:
+                self.hush(True)
+            finally:
+                mc_shield_lower()
         self.handle()
+        raise error
