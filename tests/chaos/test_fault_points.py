@@ -171,8 +171,8 @@ def test_a_pool_goes_on(point: str, number: int, tmp_path: Path) -> None:
             for result in long:
                 with contextlib.suppress(manycore.WorkerDied):
                     assert result.get(timeout=30) == b"x" * 12_000
-            for _ in range(5):
-                time.sleep(0.0003)  # the workers have nothing to do, and sleep
+            for turn in range(5):
+                time.sleep(0.0003 * 2**turn)  # the workers have nothing to do: some look out for more, later all sleep
                 with contextlib.suppress(manycore.WorkerDied):
                     pool.map(scenes.double, range(30), 1)
             died = pool.stats().workers_died
