@@ -40,10 +40,10 @@ def note_at_the_end() -> None:
 
 def _listen() -> None:
     global _expected
-    _expected = False
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _note)
+    _expected = False  # last: a Ctrl-C that comes before is known by it, one that comes later by `_note`
 
 
 def _note(signum: int, frame: FrameType | None) -> None:
