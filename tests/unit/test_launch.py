@@ -283,7 +283,6 @@ class TestZygoteDies:
             os.kill(zygote.pid, signal.SIGKILL)
             assert {ended(child).exitcode for child in children} <= {8, None}
 
-
     def test_one_that_somebody_kills_again_and_again_is_not_given_up_as_if_it_failed(self) -> None:
         """A process that is killed closes its socket before it can be reaped, so before anyone knows why it ended."""
         child = launch(HERE + "exit_with", b"3")

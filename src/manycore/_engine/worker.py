@@ -357,9 +357,12 @@ def _identity(fd: int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def main(payload: bytes, fds: list[int]) -> int:
-    """A worker's life, in the process that was launched for it; returns its exit code."""
-    setup: dict[str, Any] = pickle.loads(payload)
+def main(payload: bytes | dict[str, Any], fds: list[int]) -> int:
+    """A worker's life, in the process that was launched for it; returns its exit code.
+
+    A fork of its parent has the setup as it is, and so its initializer and finalizer: not in pickles.
+    """
+    setup: dict[str, Any] = payload if isinstance(payload, dict) else pickle.loads(payload)
     index: int = setup["index"]
     tasks_fd, _, _, results_fd, _ = fds
     tasks = TaskRing(Segment.from_fd(tasks_fd).buffer)
@@ -377,11 +380,13 @@ def main(payload: bytes, fds: list[int]) -> int:
         forward(LogSource(index, setup["pool"], tasks, results), *setup["logs"])
     initializer, finalizer = setup["initializer"], setup["finalizer"]
     try:
-        if finalizer is not None:
+        if isinstance(finalizer, bytes):
             finalizer = codec.load_function(finalizer)
         if initializer is not None:
             function, arguments = initializer
-            current.state = codec.load_function(function)(*codec.loads(arguments))
+            if isinstance(function, bytes):
+                function, arguments = codec.load_function(function), codec.loads(arguments)
+            current.state = function(*arguments)
     except BaseException as error:
         results.put(0, 0, frames.INIT_FAILED, 0, dump_failure(error))
         tasks.notify()

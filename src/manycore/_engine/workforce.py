@@ -145,11 +145,17 @@ class Workforce:
         self._turn = turn
         self._tasks = tasks
         self._fds = tuple(fds)
-        dump = partial(codec.dump_function, main_is_there=settings.keeps_main)
-        self._initializer = (
-            None if settings.initializer is None else (dump(settings.initializer), codec.dumps(settings.initargs))
-        )
-        self._finalizer = None if settings.finalizer is None else dump(settings.finalizer)
+        self._inherits = settings.start_method == "fork"  # nothing is pickled then, and so anything may be given
+        function: Any = settings.initializer
+        arguments: Any = settings.initargs
+        finalizer: Any = settings.finalizer
+        if not self._inherits:
+            dump = partial(codec.dump_function, main_is_there=settings.keeps_main)
+            if function is not None:
+                function, arguments = dump(function), codec.dumps(arguments, roots=("initargs",))
+            finalizer = finalizer and dump(finalizer)
+        self._initializer = None if function is None else (function, arguments)
+        self._finalizer = finalizer
         self._logs = level_of(settings.logs)
         self._all_cores = here.cores()  # that all workers share
         self.size = settings.workers
@@ -174,9 +180,7 @@ class Workforce:
             "finalizer": self._finalizer,
             "cores": cores,
             "blas_threads": cores if self._settings.blas_threads is None else self._settings.blas_threads,
-            "logs": None
-            if self._logs is False
-            else (parents_levels(), self._logs, self._settings.start_method == "fork"),
+            "logs": None if self._logs is False else (parents_levels(), self._logs, self._inherits),
             "max_tasks": self._settings.max_tasks,
             "finalizer_seconds": FINALIZER_SECONDS,
             "arenas": self._settings.workers + 1,
@@ -196,7 +200,7 @@ class Workforce:
         launch: Any = _launch.launch if method == "zygote" else partial(_launch.launch_standard, method)
         worker.child = launch(
             "manycore._engine.worker:main",
-            pickle.dumps(setup, 5),
+            setup if self._inherits else pickle.dumps(setup, 5),
             [*self._fds, segment.fd, worker.arena_fd],
             title=f"manycore: worker {index} of pool {self.name!r}",
             on_exit=on_exit,

@@ -55,7 +55,7 @@ class _Process(process.BaseProcess):
 
     _on_death = None
 
-    def __init__(self, method: str, entry: str, payload: bytes, fds: Sequence[int], title: str) -> None:
+    def __init__(self, method: str, entry: str, payload: Any, fds: Sequence[int], title: str) -> None:
         super().__init__(name=title, daemon=True)
         self._start_method = method  # of the processes that it starts
         self._tie = Tie()
@@ -96,7 +96,7 @@ class StandardChild:
         self,
         method: str,
         entry: str,
-        payload: bytes,
+        payload: Any,
         fds: Sequence[int],
         title: str,
         on_exit: Callable[[Any], None] | None,
@@ -160,7 +160,7 @@ class StandardChild:
 def launch_standard(
     method: str,
     entry: str,
-    payload: bytes,
+    payload: Any,
     fds: Sequence[int] = (),
     *,
     title: str = "",
@@ -171,7 +171,7 @@ def launch_standard(
     Args:
         method: "fork", "spawn" or "forkserver".
         entry: "package.module:function"; called as `function(payload, fds)`; returns the exit code.
-        payload: Any number of bytes.
+        payload: Any number of bytes; for "fork", which copies nothing, any object.
         fds: Descriptors that the process gets duplicates of.
         title: The process's name, for messages.
         on_exit: Called with the child once its status is known, in the shared watcher's thread.

@@ -16,6 +16,8 @@ from typing import Any
 _SECONDS = 1.0  # of search at most; what was found by then is named
 _DEPTH = 50
 _PARTS = 10_000  # of one container, looked at
+_OWN_IDEAS = ("__reduce_ex__", "__reduce__", "__getstate__")
+_SHARED = ("synchronize", "queues", "sharedctypes")  # of multiprocessing: what reaches the children that it starts
 
 
 def find_culprit(
@@ -39,7 +41,7 @@ def find_culprit(
     for _ in range(_DEPTH):
         for step, part in islice(_parts(value), _PARTS):
             if time.monotonic() > deadline:
-                return path, _reason(error)
+                return path, _reason(error, value)
             if id(part) in seen or isinstance(part, (int, float, str, bytes, type(None))):
                 continue
             failure = fails(part)
@@ -53,12 +55,16 @@ def find_culprit(
                 break
         else:
             break
-    return path, _reason(error)
+    return path, _reason(error, value)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, value: Any) -> str:
     text = str(error)
-    return text if type(error) in (TypeError, AttributeError) and text else f"{type(error).__name__}: {text}"
+    reason = text if type(error) in (TypeError, AttributeError) and text else f"{type(error).__name__}: {text}"
+    package, _, module = type(value).__module__.partition(".")
+    if package == "multiprocessing" and module in _SHARED:
+        reason += "; manycore's go to any process"
+    return reason
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -109,7 +115,7 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
         reduced = value.__reduce_ex__(5)
     except Exception:
         kind: Any = type(value)
-        if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
+        if any(getattr(kind, name) is not getattr(object, name) for name in _OWN_IDEAS):
             return  # it refuses by itself, and says why
         reduced = None
     if isinstance(reduced, tuple) and len(reduced) > 2:

@@ -7,6 +7,7 @@ import copyreg
 import dataclasses
 import functools
 import gc
+import multiprocessing
 import multiprocessing.reduction
 import pickle
 import threading
@@ -152,6 +153,15 @@ def test_errors_name_the_part(value: Any, roots: tuple[str, ...], path: str) -> 
     assert isinstance(caught.value.__cause__, TypeError)
     with pytest.raises(errors.ResultPicklingError):
         codec.dumps(value, to_parent=True)
+
+
+@pytest.mark.parametrize("make", [multiprocessing.RLock, multiprocessing.Queue, lambda: multiprocessing.Value("i")])
+def test_the_standard_librarys_shared_objects_refuse_and_the_error_says_what_goes(make: Any) -> None:
+    with pytest.raises(errors.TaskPicklingError) as caught:
+        codec.dumps(([{"lock": make()}],), roots=("initargs",))
+    said = str(caught.value)
+    assert said.startswith("initargs[0][0]['lock']: RuntimeError: ")
+    assert said.endswith("through inheritance; manycore's go to any process")
 
 
 def test_an_error_of_the_users_own_is_the_cause() -> None:

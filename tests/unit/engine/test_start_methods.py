@@ -84,6 +84,41 @@ def test_a_context_of_multiprocessing() -> None:
     subprocess.run([sys.executable, "-c", program], timeout=50, stdin=subprocess.DEVNULL, check=True)
 
 
+INHERITED = """
+import multiprocessing, os, sys, threading
+import manycore
+
+lock, local = multiprocessing.RLock(), threading.Lock()
+
+def keep(shared, own):
+    assert own is local and not own.locked()
+    return shared
+
+def both(_):
+    with manycore.current_worker().state as held:
+        return held
+
+make = manycore.Pool if sys.argv[1] == "Pool" else manycore.ProcessPoolExecutor
+def last(state):
+    with state, local:
+        print("finalized", flush=True)
+
+options = {"initializer": lambda *given: keep(*given), "initargs": (lock, local)}
+options["finalizer"] = lambda state: last(state)
+options["context" if make is manycore.Pool else "mp_context"] = manycore.get_context("fork")
+with make(2, **options) as pool:
+    assert list(pool.map(both, range(4))) == [True] * 4
+"""
+
+
+@pytest.mark.parametrize("face", ["Pool", "ProcessPoolExecutor"])
+def test_a_forked_worker_inherits_what_its_initializer_gets(face: str) -> None:
+    """As in the standard library: locks of a fork context and of threads, which cannot be pickled."""
+    command = [sys.executable, "-c", INHERITED, face]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "finalized\nfinalized\n", "")
+
+
 class Foreign:
     """A context that starts processes by a method of its own."""
 
