@@ -294,10 +294,11 @@ class Pool(TakesOptions):
             timeout: Seconds that one item may run before its worker is killed.
             retries: How often a failed item is tried again.
             on_error: What a failed item does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
+                With "raise" the other items go on, as with `multiprocessing`: the error is raised when all are over.
             progress: True for a progress bar, or a callable that is told; None for neither.
 
         Raises:
-            Exception: What `func` raised for the first item, in the input's order, that failed.
+            Exception: What `func` raised for the item that failed first.
             WorkerDied: The worker of that item died.
             TaskTimeout: That item took longer than `timeout`.
         """
@@ -327,7 +328,7 @@ class Pool(TakesOptions):
         *,
         progress: Any = None,
     ) -> MapResult[T]:
-        """As `map`, returning at once; `callback` gets the list, `error_callback` the error."""
+        """As `map`, returning at once; `callback` gets the list, or `error_callback` the error, when all are over."""
         return self._collect_later(func, iterable, False, chunksize, callback, error_callback, progress)
 
     def starmap_async(
@@ -340,7 +341,7 @@ class Pool(TakesOptions):
         *,
         progress: Any = None,
     ) -> MapResult[T]:
-        """As `starmap`, returning at once; `callback` gets the list, `error_callback` the error."""
+        """As `starmap`, returning at once; `callback` gets the list, or `error_callback` the error."""
         return self._collect_later(func, iterable, True, chunksize, callback, error_callback, progress)
 
     def imap(
@@ -446,7 +447,8 @@ class Pool(TakesOptions):
         progress: Any,
     ) -> list[Any]:
         check(on_error)
-        options = MapOptions(star=star, chunksize=chunksize or 0, policy=self._promise(timeout, retries))
+        whole, policy = on_error == "raise", self._promise(timeout, retries)
+        options = MapOptions(star=star, chunksize=chunksize or 0, whole=whole, policy=policy)
         run = self._run(func, iterable, options, progress)
         return gather(run, on_error)
 
@@ -473,7 +475,7 @@ class Pool(TakesOptions):
             else:
                 future.set_exception(error)
 
-        options = MapOptions(star=star, chunksize=chunksize or 0, policy=self._policy)
+        options = MapOptions(star=star, chunksize=chunksize or 0, whole=True, policy=self._policy)
         run = BackgroundRun(self._engine, func, iterable, options, finish)
         future._run = run
         run.keeper = self

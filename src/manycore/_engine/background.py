@@ -5,9 +5,11 @@ If a process dies: as with any map, see mapping.py.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from manycore._engine.mapping import MapRun
+from manycore._engine.results import add_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,7 +26,7 @@ class BackgroundRun(MapRun):
     """A map call that nobody consumes while it runs.
 
     Args:
-        finish: Called once, without locks: with the list of the results, or with the first error in the input's order.
+        finish: Called once, without locks, when all items are over: with the list of the results, or the first error.
     """
 
     def __init__(
@@ -55,17 +57,14 @@ class BackgroundRun(MapRun):
                     self._end(None)
                 return
             self._count(block)
-            if block.status is None:
-                self._results += block.values
-                continue
-            for outcome in self.outcomes(block):
-                if outcome.error is not None:
-                    self._end(outcome.error)
-                    return
-                self._results.append(outcome.result)
+            add_results(self, block, self._results, "raise")
 
     def _is_over(self) -> bool:
         return self._over
+
+    def lost(self, _task: Task, error: BaseException) -> Callable[[], object] | None:
+        """As for any map; callbacks are called without locks."""
+        return partial(self._give_up, error)
 
     def _give_up(self, error: BaseException) -> None:
         super()._give_up(error)
@@ -75,5 +74,5 @@ class BackgroundRun(MapRun):
         if not self._over:
             self._over = True
             self._end_report()
-            self._finish(self._results, error)
+            self._finish(self._results, self.take_failure() or error)
             self.abandon()

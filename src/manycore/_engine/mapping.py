@@ -17,6 +17,7 @@ Invariants:
     sent + supply - yielded <= window          for a lazy run
     tasks in flight <= PER_WORKER * workers
     an index gets exactly one outcome
+    a whole run that has failed holds no result
     a run is enlisted with its engine  <=>  it will send more: until then the engine does not end in order
     one thread at a time is inside `_step`
 If a process dies: the dispatcher fails only the item that the worker was at; the rest of its chunk is sent again.
@@ -70,6 +71,7 @@ class MapOptions(NamedTuple):
         lazy: Read the input only as results are consumed.
         chunksize: Items in a task; 0 = measured.
         window: Items read ahead of the consumer; 0 = as many as keep the workers busy.
+        whole: It ends with all results or with the first failure: after that, the others' results are dropped.
         policy: What each item is promised; None for those without options.
     """
 
@@ -78,6 +80,7 @@ class MapOptions(NamedTuple):
     lazy: bool = False
     chunksize: int = 0
     window: int = 0
+    whole: bool = False
     policy: Policy | None = None
 
 
@@ -130,6 +133,7 @@ class MapRun:
         self._item_bytes = 0.0  # and of its pickled size
         self._reading_error: BaseException | None = None  # of the input: raised after what it gave before
         self._error: BaseException | None = None  # of the run itself
+        self._failed: Block | None = None  # the first to come of a whole run
         self._stepping = False
         self._step_again = False
         self._abandoned = False
@@ -200,6 +204,8 @@ class MapRun:
 
     def _put(self, task: Task | None, block: Block) -> Callable[[], object] | None:
         with self._mutex:
+            if self._options.whole and (self._failed is not None or block.status not in (None, frames.OK)):
+                self._spoil(block)
             if self._options.ordered:
                 self._blocks[block.index] = block
             else:
@@ -210,6 +216,15 @@ class MapRun:
         if self._listener is not None:
             return self._tell
         return None if self._all_sent() else self.advance
+
+    def _spoil(self, block: Block) -> None:
+        """The run has failed, with this block or before; from now on blocks are only counted. Under the mutex."""
+        if self._failed is None:
+            self._failed = block
+            for other in self._blocks.values():
+                other.values = []
+        else:
+            block.values = []
 
     def _measure(self, item_ns: float, count: int) -> None:
         weight = min(1.0, max(0.25, count / self._chunk))
@@ -363,7 +378,8 @@ class MapRun:
 
     def _give_up(self, error: BaseException) -> None:
         with self._mutex:
-            self._error = error
+            if self._failed is None:
+                self._error = error
             self._abandoned = True
             self._supply.clear()
             self._condition.notify_all()
@@ -473,6 +489,8 @@ class MapRun:
             self.advance()
         if not self._has_news() and not self._engine.wait(self._has_news, self._get_condition, deadline):
             if deadline is None:
+                if self._failed is not None:
+                    return None
                 raise PoolClosed("the pool ended before this map was done")
             raise TimeoutError("no result yet")
         if not self._available():
@@ -522,6 +540,24 @@ class MapRun:
             where = f"{where} on worker {block.worker} of pool {self._engine.name!r}"
             result, error = outcome_of(block.status, block.values[0], where)
         yield Outcome(block.index, block.items[0], result, error, block.seconds, block.worker)
+
+    @property
+    def failed(self) -> bool:
+        """Whether an item of a whole run has failed: blocks have no values any more."""
+        return self._failed is not None
+
+    def heed(self, outcome: Outcome) -> None:
+        """Raise the error of an outcome, where there is one; that of a whole run is raised at its end."""
+        if not self._options.whole:
+            outcome.get()
+        elif outcome.error is not None:
+            with self._mutex:
+                self._spoil(Block(outcome.index, [outcome.error], [outcome.item], FAILED, 0.0, -1))
+
+    def take_failure(self) -> BaseException | None:
+        """The error of the first item of a whole run that failed."""
+        block, self._failed = self._failed, None
+        return None if block is None else next(self.outcomes(block)).error
 
     def next_outcome(self, deadline: float | None = None) -> Outcome | None:
         """The next outcome; None at the end. Raises as `next_block` does."""

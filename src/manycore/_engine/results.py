@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from manycore._engine.background import BackgroundRun
     from manycore._engine.local import Engine
     from manycore._engine.mapping import MapRun
+    from manycore._engine.outcomes import Block
 
 __all__ = [
     "AsyncResult",
@@ -34,6 +35,7 @@ __all__ = [
     "MapIterator",
     "MapResult",
     "OnError",
+    "add_results",
     "gather",
     "outcomes",
     "reporter_of",
@@ -288,24 +290,36 @@ def outcomes(run: MapRun) -> Iterator[Outcome]:
 
 
 def gather(run: MapRun, on_error: OnError) -> list[Any]:
-    """All results of a run, in order."""
+    """All results of a run, in order. With on_error="raise", a whole run's first error is raised when it is over."""
     results: list[Any] = []
     try:
         while (block := run.next_block()) is not None:
-            if block.status is None:
-                results += block.values
-                continue
-            for outcome in run.outcomes(block):
-                if outcome.error is None:
-                    results.append(outcome.result)
-                elif on_error == "raise":
-                    raise outcome.error
-                elif on_error == "collect":
-                    results.append(Failure(outcome.index, outcome.item, outcome.error))
+            add_results(run, block, results, on_error)
+        failure = run.take_failure()
+        if failure is not None:
+            raise failure
     except BaseException:
         run.abandon()
         raise
+    finally:
+        failure = None  # no cycle with its traceback, which may hold much
     return results
+
+
+def add_results(run: MapRun, block: Block, results: list[Any], on_error: OnError) -> None:
+    """Add a block's results to those before it; there are none any more once a whole run has failed."""
+    if run.failed:
+        results.clear()
+    elif block.status is None:
+        results += block.values
+    else:
+        for outcome in run.outcomes(block):
+            if outcome.error is None:
+                results.append(outcome.result)
+            elif on_error == "raise":
+                run.heed(outcome)
+            elif on_error == "collect":
+                results.append(Failure(outcome.index, outcome.item, outcome.error))
 
 
 def reporter_of(progress: Any, total: int | None, engine: Engine) -> Any:

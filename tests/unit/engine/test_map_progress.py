@@ -100,11 +100,19 @@ def test_those_that_stop_at_an_error_tell_too(kind: str) -> None:
 
 def test_a_map_that_fails_says_its_last_word() -> None:
     seen: Seen = []
+    with pytest.raises(ValueError, match="0"):
+        manycore.map(odd_only, ITEMS, workers=2, progress=seen.append)
+    assert seen[-1].finished
+    assert seen[-1].failed == 1
+
+
+def test_a_pools_map_that_fails_tells_of_all_its_items() -> None:
+    seen: Seen = []
     with Pool(2) as pool:
-        with pytest.raises(ValueError, match="0"):
+        with pytest.raises(ValueError, match=r"\d"):
             pool.map(odd_only, ITEMS, progress=seen.append)
         assert seen[-1].finished
-        assert seen[-1].failed == 1
+        assert (seen[-1].done, seen[-1].failed) == (10, 5)
 
 
 def test_a_map_that_is_dropped_leaves_no_thread(capsys: pytest.CaptureFixture[str]) -> None:
