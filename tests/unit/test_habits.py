@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import array
+import mmap
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from manycore._launch import launch, shutdown
+from manycore._launch import launch, pages, shutdown
+from manycore._launch.roster import roster
+from manycore._native import process as _native
 
 HERE = "tests.unit.launch_targets:"
+PAGES = 100
 ROUNDS = 20  # launches until one has what the first had to import: the zygote imports it when no request waits
 
 
@@ -95,3 +102,80 @@ def test_another_file_under_the_descriptors_number_stays_as_it_is(tmp_path: Path
     assert status is not None
     assert status.exitcode == 0
     assert path.read_bytes() == b""
+
+
+def faults(pid: int) -> int:
+    """How many pages were copied or mapped for a process, each when it was first used or all at once."""
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[10 - 3])  # minflt of proc(5)
+
+
+def test_a_spare_has_its_pages_before_it_is_asked_for_anything() -> None:
+    ready, child_is_ready = os.pipe()
+    end, end_child = os.pipe()
+    child = launch(HERE + "ignore_term", b"", [child_is_ready, end])
+    os.read(ready, 1)
+    alone = faults(child.pid)
+    for fd in (ready, child_is_ready, end, end_child):
+        os.close(fd)
+    found = 0
+    for _ in range(ROUNDS):
+        assert launch(HERE + "exit_with", b"0").wait(30) is not None
+        for entry in roster():
+            if entry.role == "spare":
+                found = max(found, faults(entry.pid))
+        if found > 0.8 * alone:
+            return
+    pytest.fail(f"a child without a spare takes {alone} page faults, and a spare takes {found} of them")
+
+
+def test_pages_that_one_child_wrote_to_are_there_in_the_next() -> None:
+    memory = mmap.mmap(-1, PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for offset in range(0, len(memory), mmap.PAGESIZE):
+        memory[offset] = 1
+
+    def write_to_all() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for offset in range(0, len(memory), mmap.PAGESIZE):
+            memory[offset] = 2
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def tell(into: int) -> None:
+        assert write_to_all() >= PAGES
+        os.write(into, pages.written())
+
+    def prepared(into: int) -> None:
+        _native.populate(runs)
+        os.write(into, b"%d" % write_to_all())
+
+    runs = _in_fork(tell)
+    assert runs
+    assert int(_in_fork(prepared)) < PAGES / 10
+
+
+def test_a_child_that_wrote_to_very_many_pages_says_nothing() -> None:
+    def tell(into: int) -> None:
+        with mmap.mmap(-1, 4000 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            memory.write(b"x" * len(memory))
+            os.write(into, b"[" + pages.written() + b"]")
+
+    assert _in_fork(tell) == b"[]"
+
+
+def test_pages_that_are_not_there_are_passed_over() -> None:
+    _native.populate(array.array("Q", [mmap.PAGESIZE, mmap.PAGESIZE]).tobytes())
+
+
+def _in_fork(run: Callable[[int], None]) -> bytes:
+    """What `run` writes in a fork of this process."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run(write)
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as file:
+        found = file.read()
+    os.waitpid(pid, 0)
+    return found

@@ -101,6 +101,17 @@ class Child:
             self._wait(self._ended, None)
         return self._status
 
+    @property
+    def exitcode(self) -> int | None:
+        """That of `status`, which the kernel may tell before the zygote; None while it runs, or if nobody knows."""
+        if not self._ended.is_set() and self._pidfd >= 0 and is_ready(self._pidfd):
+            code = exit_code_from_kernel(self._pid, self._pidfd)
+            if code is not None:
+                bury(self._pid)
+                return code
+        status = self.status
+        return None if status is None else status.exitcode
+
     def wait_started(self, timeout: float | None = None) -> bool:
         """Wait until the process runs, or is known never to run.
 
@@ -124,6 +135,20 @@ class Child:
         self._wait(self._ended, timeout)
         return self._status
 
+    def wait_ended(self, timeout: float | None = None) -> bool:
+        """As `wait`, but return as soon as the process has ended, though `status` may not be known yet.
+
+        Returns:
+            False if the timeout passed.
+        """
+        if self._ended.is_set():
+            return True
+        if self._pidfd < 0:
+            return self._wait(self._ended, timeout)
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(None if timeout is None else max(0, timeout) * 1000))
+
     def _wait(self, event: threading.Event, timeout: float | None) -> bool:
         if event.is_set():
             return True
@@ -135,9 +160,7 @@ class Child:
                 timeout = None if timeout is None else timeout - _PATIENCE_S
             if event is self._ended and self._pidfd >= 0:  # `Event.wait` may break where Ctrl-C comes twice
                 began = time.monotonic()
-                poller = select.poll()
-                poller.register(self._pidfd, select.POLLIN)
-                if not poller.poll(None if timeout is None else max(0, timeout) * 1000):
+                if not self.wait_ended(timeout):
                     return event.is_set()
                 timeout = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
             return event.wait(timeout)
@@ -147,9 +170,7 @@ class Child:
         """In a fork of the owner, where nobody is told: the pidfd shows the end, the kernel may know the code."""
         if event is self._started or self._pidfd < 0:
             return self._pidfd >= 0
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
-        if not poller.poll(None if timeout is None else max(0, timeout) * 1000):
+        if not self.wait_ended(timeout):
             return False
         self._status = Certificate(self._pid, self.title, exit_code_from_kernel(self._pid, self._pidfd))
         event.set()
@@ -261,10 +282,12 @@ def _from_zombie(pid: int, pidfd: int) -> int | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
+        code = int(fields[52 - 3])  # exit_code is field 52 of proc(5), the state 3
+        hidden = code == 0 and os.stat(f"/proc/{pid}").st_uid != os.geteuid()  # others are told 0
         signal.pidfd_send_signal(pidfd, 0)  # still not reaped, so the number was its own
     except OSError:
         return None
-    return int(fields[52 - 3]) if fields[0] == b"Z" else None  # exit_code is field 52 of proc(5), the state 3
+    return None if hidden or fields[0] != b"Z" else code
 
 
 def _from_pidfd(pidfd: int) -> int | None:

@@ -4,6 +4,9 @@
     zygote, as it reaps:   memfd -> names                                      read()
     zygote, when idle:     import them, one by one, for the children to come       learn()
     zygote, at its start:  import the one that nearly all children import          learn_usual()
+    zygote, before a spare:  list the folders of a new path                        look_into()
+
+With the modules goes, where the zygote asks, to which pages the child wrote (`pages.py`).
 
 A function's module often imports `typing` or `json`; that takes a child longer than all else that it does. Only
 modules of the standard library and of this package are told of: they start no threads and do the same wherever they
@@ -18,16 +21,17 @@ If a process dies: a child: it has told nothing, or all, in one write. The zygot
 
 from __future__ import annotations
 
+import marshal
 import os
 import sys
 from importlib.machinery import PathFinder
 from itertools import islice
 
-from manycore._launch import wire
+from manycore._launch import pages, wire
 
-__all__ = ["learn", "learn_usual", "read", "tell"]
+__all__ = ["learn", "learn_usual", "look_into", "read", "tell"]
 
-_MARK = b"\nmanycore imports:"
+_MARK = b"\nmanycore habits:"
 _MAX_BYTES = 64 * 1024  # of names; the whole standard library has 20 KB of them
 _OURS = "manycore"
 _USUAL = ("typing",)
@@ -37,17 +41,32 @@ _NOT_ALONE = frozenset(
     {"antigravity", "idlelib", "readline", "rlcompleter", "test", "this", "tkinter", "turtle", "turtledemo"}
 )
 _NOT_OURS = "manycore._cli"
+_NOBODY = "manycore no module has this name"
 
 
-def tell(known: int) -> None:
-    """In a child, at its end: note what it imported.
+def tell(known: int, asked: bool) -> None:
+    """In a child, at its end: note what it imported, and where it wrote.
 
     Args:
         known: How many modules it had from its zygote.
+        asked: Whether the zygote wants to know which pages it wrote to.
     """
-    if len(sys.modules) <= known:
+    names = _imported(known) if len(sys.modules) > known else []
+    written = pages.written() if asked else b""
+    if not names and not written:
         return
-    names = []
+    data = _MARK + marshal.dumps((names, written))
+    if len(data) > _MAX_BYTES:
+        return
+    try:
+        if "memfd:manycore-stacks" in os.readlink(f"/proc/self/fd/{wire.STACK_FD}"):  # not another's by now
+            os.write(wire.STACK_FD, data)
+    except OSError:
+        pass
+
+
+def _imported(known: int) -> list[str]:
+    names: list[str] = []
     for name in list(islice(sys.modules, known, None)):
         top = name.partition(".")[0]
         if top == _OURS:
@@ -58,16 +77,9 @@ def tell(known: int) -> None:
             if spec is None:  # made by its module, as `typing.io` is
                 continue
             if top in _NOT_ALONE or not _is_standard(spec.origin):
-                return
+                return []
             names.append(name)
-    data = _MARK + " ".join(names).encode()
-    if not names or len(data) > _MAX_BYTES:
-        return
-    try:
-        if "memfd:manycore-stacks" in os.readlink(f"/proc/self/fd/{wire.STACK_FD}"):  # not another's by now
-            os.write(wire.STACK_FD, data)
-    except OSError:
-        pass
+    return names
 
 
 def _is_standard(origin: str | None) -> bool:
@@ -81,13 +93,17 @@ def _is_in_home(path: str) -> bool:
     )
 
 
-def read(fd: int) -> list[str]:
-    """In the zygote: what a child that has ended told in its memfd."""
+def read(fd: int) -> tuple[list[str], bytes]:
+    """In the zygote: what a child that has ended told in its memfd: modules, and runs of pages."""
     size = os.fstat(fd).st_size
     if not size:
-        return []
-    _, mark, names = os.pread(fd, _MAX_BYTES, max(0, size - _MAX_BYTES)).rpartition(_MARK)
-    return names.decode("ascii", "replace").split() if mark else []
+        return [], b""
+    _, mark, data = os.pread(fd, _MAX_BYTES, max(0, size - _MAX_BYTES)).rpartition(_MARK)
+    try:
+        names, written = marshal.loads(data) if mark else ([], b"")  # noqa: S302  # from our own child
+    except (ValueError, EOFError, TypeError):  # something else was written there
+        return [], b""
+    return names, written
 
 
 def learn_usual() -> None:
@@ -96,6 +112,14 @@ def learn_usual() -> None:
         spec = PathFinder.find_spec(name)
         if spec is not None and _is_standard(spec.origin):
             learn(name)
+
+
+def look_into(folders: list[str]) -> None:
+    """In the zygote: have the import system list the folders of a path, as every child would at its first import.
+
+    It does so again where a folder has changed since.
+    """
+    PathFinder.find_spec(_NOBODY, folders)
 
 
 def learn(name: str) -> None:

@@ -96,16 +96,13 @@ class ZygotePopen:
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """The exit code, or None while the process runs; `flag` 0 waits for it."""
-        if self.returncode is None:
-            status = self.child.status if flag == os.WNOHANG else self.child.wait()
-            if status is not None:
-                self.returncode = UNKNOWN_EXIT_CODE if status.exitcode is None else status.exitcode
-        return self.returncode
+        return self.wait(0.0 if flag == os.WNOHANG else None)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """The exit code, or None if it runs for `timeout` seconds more."""
-        if self.returncode is None and self.child.wait(timeout) is not None:
-            self.poll()
+        if self.returncode is None and self.child.wait_ended(timeout):
+            code = self.child.exitcode
+            self.returncode = UNKNOWN_EXIT_CODE if code is None else code
         return self.returncode
 
     def terminate(self) -> None:

@@ -42,17 +42,20 @@ _LIMITS = tuple(  # of RLIMIT_*: those that a program sets for its children
     getattr(resource, f"RLIMIT_{name}") for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "STACK")
 )
 _inherited = 0  # modules that this child has from its zygote
+_asked = False  # whether the zygote wants to know which pages it writes to
 
 
-def prepare(lifeline: int, stack: int, keep: Sequence[int]) -> None:
+def prepare(lifeline: int, stack: int, keep: Sequence[int], asked: bool) -> None:
     """Turn the fork of a zygote into a process of its own (steps 1 to 4); it may then wait for its request.
 
     Args:
         lifeline: This child's own open file of the pipe.
         stack: The memfd for its stacks.
         keep: Which other descriptors stay open.
+        asked: It is to tell, at its end, which pages it wrote to.
     """
-    global _inherited
+    global _asked, _inherited
+    _asked = asked
     _inherited = len(sys.modules)
     _native.settle(lifeline, stack, wire.STACK_FD, (wire.STACK_FD, lifeline, *keep))
     _signal.set_wakeup_fd(-1)
@@ -116,7 +119,7 @@ def run(entry: str, payload: bytes | None, payload_fd: int | None, fds: list[int
     except BaseException as error:
         code = _report(error)
     try:
-        habits.tell(_inherited)
+        habits.tell(_inherited, _asked)
         _finish()
     except BaseException as error:
         code = _report(error) or code

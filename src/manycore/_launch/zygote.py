@@ -90,7 +90,10 @@ class Zygote:
         self._preloaded: list[str] = []
         self._learned: set[str] = set()  # what children told that they import, also what cannot be imported here
         self._lessons: list[str] = []  # of it, what is still to be imported
+        self._path_is_new = False
         self._frozen = False
+        self._pages = b""  # that a child wrote to, see pages.py
+        self._asks = True  # whether a child is to tell
         self._spare: tuple[int, _socket.socket, float] | None = None  # its pid, our end of its socket, its last moment
         self._spare_due = 0.0  # when the next spare is to be made; 0: no process was launched since the last
         self._open = (sys.stdin.fileno(), keeper.client_fd())  # in every child
@@ -187,7 +190,10 @@ class Zygote:
         if entry.startswith("manycore."):  # ours, so free of surprises: imported once, here, for all children
             self._import(entry.partition(":")[0])
         self._freeze()
-        if not self._hand_to_spare(record, fds, launch_id, linger):
+        now = time.monotonic()
+        if self._hand_to_spare(record, fds, launch_id, linger):
+            self._spare_due = now  # one launch follows another
+        else:
             try:
                 _, child = self._fork(lambda: self._take(request, fds, wire.CONTROL_FD), [wire.CONTROL_FD, *fds])
             except OSError as error:
@@ -196,7 +202,7 @@ class Zygote:
                 return
             child.launch_id = launch_id
             child.linger = linger
-        self._spare_due = time.monotonic() + _SPARE_AFTER_S
+            self._spare_due = now + _SPARE_AFTER_S
 
     def _fork(self, run: Callable[[], int], keep: list[int]) -> tuple[int, _Child]:
         """Fork a child that runs `run` with the descriptors of `keep`, and ends with what that returns."""
@@ -219,7 +225,7 @@ class Zygote:
             try:
                 threads.no_longer_alone()
                 self._control.detach()
-                worker.prepare(lifeline, stack, (*self._open, *keep))
+                worker.prepare(lifeline, stack, (*self._open, *keep), self._asks)
                 code = run()
             finally:
                 os._exit(code & 0xFF)
@@ -252,6 +258,9 @@ class Zygote:
     def _make_spare(self) -> None:
         """Fork a child in advance: it is ready but for its request, and so saves the next launch half its time."""
         self._spare_due = 0.0
+        if self._path_is_new:
+            habits.look_into([entry or self._cwd or "" for entry in sys.path])
+            self._path_is_new = False
         self._freeze()
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
@@ -263,6 +272,7 @@ class Zygote:
         theirs.close()
 
     def _be_spare(self, source: _socket.socket) -> int:
+        _native.populate(self._pages)
         _native.set_title(f"manycore: spare of {self._parent_pid}".encode())
         record, fds, _ = _receive(source)
         if not record:
@@ -309,6 +319,7 @@ class Zygote:
         for name, value in environment.items():
             if now.get(name) != value:
                 now[name] = value
+        self._path_is_new |= sys.path != path
         sys.path[:] = path
         sys.argv[:] = argv
 
@@ -374,6 +385,7 @@ class Zygote:
             gc.collect()
             gc.freeze()  # the collector of a child does not touch, and so copy, the pages that all share
             self._frozen = True
+            self._asks = True
 
     # -- deaths --------------------------------------------------------------------------------------------
 
@@ -393,7 +405,11 @@ class Zygote:
                 continue  # an orphan of some child's
             text = ""
             if info.si_code == os.CLD_EXITED:
-                new = [name for name in habits.read(child.stack) if name not in self._learned]
+                names, written = habits.read(child.stack)
+                if written:
+                    self._pages = written
+                    self._asks = False
+                new = [name for name in names if name not in self._learned]
                 self._learned.update(new)
                 self._lessons += [name for name in new if name not in sys.modules]
             elif info.si_status in _FATAL:
