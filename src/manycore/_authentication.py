@@ -55,20 +55,23 @@ def _digest_of(message: bytes) -> str:
     return name.decode()
 
 
-def _response(key: bytes, message: bytes) -> bytes:
-    import hmac  # costs some milliseconds, which a program without authentication does not pay
+def _hmac() -> Any:
+    """The module. It costs some milliseconds, which a program without authentication does not pay."""
+    import hmac
 
+    return hmac
+
+
+def _response(key: bytes, message: bytes) -> bytes:
     digest = _digest_of(message)
-    mac = hmac.new(key, message, digest).digest()
+    mac: bytes = _hmac().digest(key, message, digest)
     return mac if len(message) in _LEGACY else b"{%s}%s" % (digest.encode(), mac)
 
 
 def _is_right(key: bytes, message: bytes, response: bytes) -> bool:
-    import hmac
-
-    digest = _digest_of(response)
     given = response if len(response) in _LEGACY else response.partition(b"}")[2]
-    return hmac.compare_digest(hmac.new(key, message, digest).digest(), given)
+    mac = _hmac().digest(key, message, _digest_of(response))
+    return bool(_hmac().compare_digest(mac, given))
 
 
 def deliver(key: bytes, digest: str = "sha256") -> Steps:

@@ -36,7 +36,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from manycore._launch import interrupted, oom, wire
+from manycore._launch import oom, wire
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import Child, bury, exit_code_from_kernel
 from manycore._launch.handle import (
@@ -52,7 +52,7 @@ from manycore._launch.handle import (
 )
 from manycore._memory import keeper
 from manycore._memory.modules import loaded
-from manycore._native.process import AtExit
+from manycore._native.process import End
 
 _REPORT_GRACE_S = 0.05  # from a child's death to asking the kernel instead of the zygote; preloading can hold that up
 _ORPHAN_GRACE_S = 0.2  # for init to reap the child of a dead zygote, which is when the kernel tells its exit code
@@ -498,7 +498,7 @@ def _hook() -> None:
     _hooked = True
     os.register_at_fork(after_in_child=_forget)
     atexit.register(_at_exit)
-    interrupted.note_at_the_end()
+    _end.watch(threading)
 
 
 def run_first_at_exit() -> None:
@@ -526,28 +526,21 @@ def shutdown() -> None:
         launcher.end()
 
 
-def _end() -> None:
-    try:
-        if interrupted.is_interrupted():
-            _end_interrupted()
-        util = loaded("multiprocessing.util")
-        if util is not None:  # it waits for the processes that the interpreter is to wait for; ours may be among them
-            util._exit_function()
-    except KeyboardInterrupt:  # while it waits
-        _end_interrupted()
-        raise
-    finally:
-        shutdown()
-
-
-def _end_interrupted() -> None:
-    """End what was started, heeding no further Ctrl-C: that takes a bounded time, and one traceback is enough."""
-    interrupted.heed_no_other()
+def _stop() -> None:
+    """What the program's last Ctrl-C was to end; no child has seen it. This takes a bounded time."""
     if _current is not None:
         _current.terminate_all()
 
 
-_at_exit = AtExit(interrupted.hush, _end)
+def _wait() -> None:
+    """For the processes that the interpreter is to wait for; ours may be among them."""
+    util = loaded("multiprocessing.util")
+    if util is not None:
+        util._exit_function()
+
+
+_end = End(_stop, _wait, shutdown)
+_at_exit = _end.at_exit
 
 
 def launch(

@@ -1,7 +1,12 @@
 # cython: language_level=3
 """What the kernel knows of a process and Python's `os` cannot set: its title, who adopts its orphans, whom it follows."""
 
+import _signal
+import sys
+
+from libc.signal cimport SIGINT
 from libc.string cimport memcpy, memset
+from posix.unistd cimport getpid
 
 cdef extern from "sys/prctl.h" nogil:
     int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d)
@@ -11,6 +16,11 @@ cdef extern from "sys/prctl.h" nogil:
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
+    object PyRun_String(const char *code, int start, object names, object locals)
+    int Py_file_input
+
+cdef extern from "unistd.h":
+    int gettid()
 
 cdef extern from "shield.h" nogil:
     bint mc_shield_raise()
@@ -194,43 +204,110 @@ def populate(runs: bytes) -> None:
         left -= 1
 
 
-cdef class AtExit:
-    """An exit handler that hears of an interrupted program's end before another Ctrl-C can come.
+cdef class End:
+    """The interpreter's end, in which no Ctrl-C is lost: what waits then is to wait no longer.
+
+    At its end the interpreter joins the program's threads and calls exit handlers. A Ctrl-C that comes meanwhile is printed,
+    swallowed, and the next of them goes on as if there had been none. So it is noted here, by the handler of SIGINT and by
+    what ends a step. Steps begin and end in C: a handler that raised before the first line of a function in Python would be
+    seen by nothing in it. One is lost all the same: it comes while the interpreter writes what was left in `sys.stdout`.
 
     Args:
-        hush: Called first, in the main thread, with no Ctrl-C before its end; whether the program ends by one. Called with
-            True when one has come since.
-        handle: Called then; once more, where a Ctrl-C ended it.
+        stop: Called at exit once the program ends by Ctrl-C: first, or when `wait` has returned. It hears no other.
+        wait: Called at exit; each Ctrl-C ends it.
+        finish: Called last. It hears none; nor do later handlers, if the program ends by one: it has said so.
     """
 
-    cdef object hush, handle
+    cdef object stop, wait, finish  # the steps at exit
+    cdef object join  # what joins threads
+    cdef object before  # the handler of SIGINT that the program had
+    cdef object error  # the first that ended a step at exit
+    cdef bint noted  # that a Ctrl-C has come since the end began
+    cdef bint told  # that the traceback of one is out
 
-    def __init__(self, hush, handle):
-        self.hush = hush
-        self.handle = handle
+    def __init__(self, stop, wait, finish):
+        self.stop = stop
+        self.wait = wait
+        self.finish = finish
 
-    def __call__(self):
-        error = None
-        mc_shield_raise()
+    def watch(self, threading) -> None:
+        """Take the place of what the interpreter calls first at its end."""
+        if self.join is None:
+            self.join = threading._shutdown
+            threading._shutdown = self.join_threads
+
+    def join_threads(self) -> None:
+        """Note each Ctrl-C from now on, and join the program's threads."""
         try:
-            if not self.hush(False):
-                try:
-                    PyErr_CheckSignals()
-                except BaseException as raised:
-                    error = raised
-                    self.hush(isinstance(error, KeyboardInterrupt))
-        finally:
-            mc_shield_lower()
-        if error is None:
-            try:
-                self.handle()
-                return
-            except KeyboardInterrupt as raised:  # perhaps before its first line
-                error = raised
+            handler = _signal.getsignal(SIGINT)
+            if self.before is None and callable(handler) and getpid() == gettid():
+                self.before = handler
+                _signal.signal(SIGINT, self.heard)
+            self.join()
+        except KeyboardInterrupt:
+            self.noted = True
+            raise
+
+    def heard(self, signum, frame) -> None:
+        """The handler of SIGINT from then on."""
+        try:
+            self.before(signum, frame)
+        except KeyboardInterrupt:
+            self.noted = True
+            raise
+
+    def at_exit(self) -> None:
+        """The exit handler."""
+        cdef bint shielded = getpid() == gettid()  # the thread in which Python calls handlers of signals
+        cdef bint stopped = False
+        self.told = self.is_interrupted()
+        if shielded:
             mc_shield_raise()
-            try:
-                self.hush(True)
-            finally:
-                mc_shield_lower()
-        self.handle()
-        raise error
+        self.do(_heed)
+        if self.is_interrupted():
+            self.do(self.stop)
+            stopped = True
+        if shielded:
+            mc_shield_lower()
+        self.do(self.wait)
+        if shielded:
+            mc_shield_raise()
+        self.do(_heed)
+        if self.is_interrupted() and not stopped:
+            self.do(self.stop)
+        self.do(self.finish)
+        if self.noted:
+            _end_by_sigint()
+        if shielded and not self.is_interrupted():
+            mc_shield_lower()
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    cdef bint is_interrupted(self):
+        """Whether the program ends by Ctrl-C: in its end, or by its last traceback, unless it is a session that went on."""
+        kind = getattr(sys, "last_type", None)
+        return self.noted or (isinstance(kind, type) and issubclass(kind, KeyboardInterrupt) and not hasattr(sys, "ps1"))
+
+    cdef void do(self, step):
+        try:
+            step()
+        except BaseException as error:
+            interrupt = isinstance(error, KeyboardInterrupt)
+            self.noted = self.noted or interrupt
+            if self.error is None and not (interrupt and self.told):
+                self.error = error
+
+
+def _heed():
+    """Have handlers called of signals that have come."""
+    PyErr_CheckSignals()
+
+
+cdef void _end_by_sigint():
+    """Have the interpreter end by SIGINT when all is over: it does if what it ran last was ended by Ctrl-C."""
+    names = {}
+    try:
+        PyRun_String(b"raise KeyboardInterrupt", Py_file_input, names, names)
+    except KeyboardInterrupt:
+        pass
