@@ -228,7 +228,7 @@ class Line:
             finally:
                 self._turn.release()
                 self._pass_on()
-        self._call_after()
+        self.call_after()
 
     def wait_for(self, future: ActorFuture, deadline: float | None) -> bool:
         """Collect until the future is resolved; False at the deadline (`time.monotonic`)."""
@@ -241,7 +241,7 @@ class Line:
                 finally:
                     self._turn.release()
                     self._pass_on()
-                self._call_after()
+                self.call_after()
             else:
                 guard = Future._condition.fget(future)  # type: ignore[attr-defined]
                 with guard:
@@ -343,7 +343,7 @@ class Line:
                     guard.notify_all()
                 return
 
-    def _call_after(self) -> None:
+    def call_after(self) -> None:
         after = self._after
         while after:
             try:
@@ -381,7 +381,7 @@ class Line:
                 while self._attended and not self._after:
                     self._take(PATIENCE)
             self._pass_on()
-            self._call_after()
+            self.call_after()
 
     def cancel(self, _future: Any, *, running: bool = False) -> bool:  # noqa: ARG002
         """A call that was made is not taken back."""

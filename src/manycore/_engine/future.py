@@ -53,6 +53,9 @@ class Owner(Protocol):
     ) -> bool:
         """Collect results until `ready()`; False at the deadline (`time.monotonic`)."""
 
+    def call_after(self) -> None:
+        """Call what results and deaths asked for; without locks."""
+
     def cancel(self, future: Future[Any], *, running: bool = False) -> bool:
         """Take the task back if no worker has begun it; if one has and `running`, kill it."""
 

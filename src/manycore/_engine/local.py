@@ -72,6 +72,9 @@ SETTLED_NS: Final = 100_000_000
 # How long `terminate` waits for a callback that the collector is in; an orderly end waits until it returns.
 CALLBACK_GRACE: Final = 0.5  # seconds
 
+# How long a wait goes on until an ending engine is over, which is for ever in a callback of the thread that ends it.
+LAST_SECONDS: Final = 5.0
+
 _names = itertools.count(1)
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -210,7 +213,7 @@ class Engine(Line):
             self.pump()
             if self._dispatcher.timed:
                 self._watch(0)
-        self._call_after()
+        self.call_after()
 
     def enlist(self, run: MapRun) -> None:
         """The run will send tasks; until it is discharged or gone the engine does not end in order."""
@@ -249,12 +252,13 @@ class Engine(Line):
         deadline_ns = None if deadline is None else int(deadline * 1e9)
         while not ready():
             if self._ended:  # what was submitted in the last moment fails before it is over
-                self._over.wait(CALLBACK_GRACE)
+                self.call_after()
+                self._over.wait(LAST_SECONDS if deadline is None else min(LAST_SECONDS, deadline - time.monotonic()))
                 return ready()
             with self._turn as mine:
                 if mine:
                     self._collect_until(ready, deadline_ns)
-            self._call_after()
+            self.call_after()
             if self._settlement.logged:  # what a task has logged is there before its result
                 self._settlement.logged = False
                 log_sink.catch_up()
@@ -317,11 +321,11 @@ class Engine(Line):
                 finally:
                     turn.give()
             try:
-                self._call_after()
+                self.call_after()
             except BaseException:  # a callback's: it is told, and the collector goes on
                 sys.excepthook(*sys.exc_info())
 
-    def _call_after(self) -> None:
+    def call_after(self) -> None:
         """Call what results and deaths asked for; without locks."""
         if self._after.call() and self._turn.foreground:
             self._tasks.alarm()  # what it waits for may be there now

@@ -81,6 +81,8 @@ class AsyncResult(Future[T]):
             with contextlib.suppress(builtins.TimeoutError):
                 self._wait(timeout)
         if self.done():
+            if self._owner is not None:  # a callback may wait for a result whose own is this thread's next to call
+                self._owner.call_after()
             self._callback.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def get(self, timeout: float | None = None) -> T:

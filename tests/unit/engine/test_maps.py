@@ -7,6 +7,7 @@ import concurrent.futures
 import gc
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -173,6 +174,47 @@ def test_a_result_is_ready_when_its_callback_has_returned(way: str) -> None:
         may_go_on.set()
         waits.join()
         assert seen == [(value, True, value)]
+
+
+def test_a_callback_may_wait_for_a_result_that_has_one() -> None:
+    """The same thread calls both; what the other one's result waits for is then behind the callback that waits."""
+    with manycore.Pool(1) as pool:
+        is_done, ended, seen = threading.Event(), threading.Event(), list[Any]()
+
+        def callback(_: Any) -> None:
+            is_done.wait()
+            seen.append(second.get(20))
+            ended.set()
+
+        pool.apply_async(abs, (-1,), callback=callback)
+        second = pool.apply_async(abs, (-2,), callback=seen.append)
+        pool.apply(abs, (-3,))
+        assert second.done()
+        is_done.set()
+        assert ended.wait(30)
+        assert seen == [2, 2]
+
+
+def test_who_waits_while_a_pool_ends_hears_of_it() -> None:
+    """Also when the collector is held up by a callback: no wait ends before its time with a TimeoutError."""
+    pool = manycore.Pool(1)
+    called, may_go_on = threading.Event(), threading.Event()
+
+    def callback(_: Any) -> None:
+        called.set()
+        may_go_on.wait()
+
+    pool.apply_async(abs, (-1,), callback=callback)
+    assert called.wait(30)
+    result = pool.map_async(time.sleep, [1000])
+    ends = threading.Thread(target=pool.terminate)
+    ends.start()
+    while not pool._engine._ended:
+        time.sleep(0.001)
+    with pytest.raises(manycore.PoolClosed):
+        result.get(30)
+    may_go_on.set()
+    ends.join()
 
 
 def test_a_callback_that_takes_its_time_bounds_a_wait() -> None:
