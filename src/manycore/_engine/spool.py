@@ -60,9 +60,11 @@ class Range:
         self.length = length
 
     def __del__(self) -> None:
+        if self._spool.fd < 0:  # as at the interpreter's end, when this module's own names may be gone
+            return
         first = -(-self.offset // _PAGE_BYTES) * _PAGE_BYTES
         last = (self.offset + self.length) // _PAGE_BYTES * _PAGE_BYTES
-        if last > first and self._spool.fd >= 0:
+        if last > first:
             punch(self._spool.fd, first, last - first)
 
 

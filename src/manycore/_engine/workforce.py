@@ -153,7 +153,7 @@ class Workforce:
             dump = partial(codec.dump_function, main_is_there=settings.keeps_main)
             if function is not None:
                 function, arguments = dump(function), codec.dumps(arguments, roots=("initargs",))
-            finalizer = finalizer and dump(finalizer)
+            finalizer = None if finalizer is None else dump(finalizer)
         self._initializer = None if function is None else (function, arguments)
         self._finalizer = finalizer
         self._logs = level_of(settings.logs)
