@@ -2,11 +2,11 @@
 
 A fork copies no memory: a page is copied when one of the two first writes to it, and each copy costs 1 to 3 us, which
 for the hundreds of pages that the interpreter writes to (a count of references is enough) is most of the time of a
-start. They are nearly the same in every child: so one child tells, at its end, which they were, and a spare, which
-has time, has the kernel copy them all at once.
+start. They are nearly the same in every child: so one tells, at its end, which they were, and those after it have the
+kernel copy them all at once, a spare before it is asked for anything.
 
-    child, at its end:    /proc/self/pagemap -> runs of pages        written()
-    spare, at its start:  runs of pages -> copied by the kernel      `_native.process.populate()`
+    child, at its end:          /proc/self/pagemap -> runs of pages        written()
+    the next, at their start:   runs of pages -> copied by the kernel      `_native.process.populate()`
 
 Invariant: nothing but time depends on it. Addresses mean the same in all children of one zygote; where a page is
     no longer there, or the kernel is older than Linux 5.14, nothing happens.

@@ -190,10 +190,8 @@ class Zygote:
         if entry.startswith("manycore."):  # ours, so free of surprises: imported once, here, for all children
             self._import(entry.partition(":")[0])
         self._freeze()
-        now = time.monotonic()
-        if self._hand_to_spare(record, fds, launch_id, linger):
-            self._spare_due = now  # one launch follows another
-        else:
+        handed = self._hand_to_spare(record, fds, launch_id, linger)
+        if not handed:
             try:
                 _, child = self._fork(lambda: self._take(request, fds, wire.CONTROL_FD), [wire.CONTROL_FD, *fds])
             except OSError as error:
@@ -202,7 +200,8 @@ class Zygote:
                 return
             child.launch_id = launch_id
             child.linger = linger
-            self._spare_due = now + _SPARE_AFTER_S
+        # One process follows another; workers, which do not linger, come together, and want the cores at once.
+        self._spare_due = time.monotonic() + (0.0 if handed and linger else _SPARE_AFTER_S)
 
     def _fork(self, run: Callable[[], int], keep: list[int]) -> tuple[int, _Child]:
         """Fork a child that runs `run` with the descriptors of `keep`, and ends with what that returns."""
@@ -223,6 +222,7 @@ class Zygote:
         if pid == 0:
             code = 1
             try:
+                _native.populate(self._pages)
                 threads.no_longer_alone()
                 self._control.detach()
                 worker.prepare(lifeline, stack, (*self._open, *keep), self._asks)
@@ -272,7 +272,6 @@ class Zygote:
         theirs.close()
 
     def _be_spare(self, source: _socket.socket) -> int:
-        _native.populate(self._pages)
         _native.set_title(f"manycore: spare of {self._parent_pid}".encode())
         record, fds, _ = _receive(source)
         if not record:
