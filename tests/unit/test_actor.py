@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import manycore
-from manycore import Actor, ActorClosed, ActorDied
+from manycore import Actor, ActorClosed, ActorDied, Event
 
 KILLS = int(os.environ.get("MANYCORE_ACTOR_KILLS", "8"))
 SOON = 5.0  # seconds
@@ -56,6 +56,10 @@ class Counter:
     def sleep(self, seconds: float) -> float:
         time.sleep(seconds)
         return seconds
+
+    def pause(self, begun: Any, may_go_on: Any) -> Any:
+        begun.set()
+        return may_go_on.wait(SOON)
 
     def echo(self, value: Any) -> Any:
         return value
@@ -165,11 +169,14 @@ def test_futures_are_those_of_concurrent_futures() -> None:
         assert sorted(future.result() for future in concurrent.futures.as_completed(futures, SOON)) == list(
             range(1, 21)
         )
-        future = counter.sleep(0.05)
+        begun, may_go_on = Event(), Event()
+        future = counter.pause(begun, may_go_on)
+        assert begun.wait(SOON)
         with pytest.raises(TimeoutError):
             future.result(0.001)
         assert not future.cancel()
-        assert future.result(SOON) == 0.05
+        may_go_on.set()
+        assert future.result(SOON) is True
         told: list[int] = []
         heard = threading.Event()
 

@@ -205,8 +205,8 @@ def test_a_wait_returns_with_the_lock_after_a_handler_raised() -> None:
     before = signal.signal(signal.SIGALRM, handler)
     try:
         with condition:
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
             with pytest.raises(Ring):
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
                 condition.wait()
             assert condition._lock._is_mine()
         assert condition._sleepers() == 0

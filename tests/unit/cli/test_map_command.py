@@ -19,7 +19,9 @@ def size(path): return os.path.getsize(path)
 def square(text): return int(text) ** 2
 def same(value): return value
 def late_first(text):
-    if text == "0": time.sleep(0.3)
+    if text != "0": open(f"seen by {os.getpid()}", "w").close()
+    while text == "0" and not any(n.startswith("seen by") and n != f"seen by {os.getpid()}" for n in os.listdir()):
+        time.sleep(0.001)
     return os.getpid()
 def odd_fails(text):
     if int(text) % 2: raise ValueError(f"{text} is odd")
