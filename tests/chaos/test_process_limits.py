@@ -81,6 +81,37 @@ if __name__ == "__main__":
     )
 
 
+@pytest.mark.skipif(not may_become_somebody(), reason="needs root and setpriv, to become a user without processes")
+def test_one_that_has_ended_takes_no_room(tmp_path: Path) -> None:
+    """With room for one process, one after the other can be started and joined."""
+    run(
+        tmp_path,
+        """
+if __name__ == "__main__":
+    import errno
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    for limit in range(1, 20):
+        resource.setrlimit(resource.RLIMIT_NPROC, (limit, hard))
+        try:
+            process = started()
+        except OSError as error:
+            assert error.errno == errno.EAGAIN, repr(error)
+            continue
+        process.kill()
+        process.join(20)
+        break
+    for _ in range(100):
+        process = context.Process(target=double, args=(4,))
+        process.start()
+        process.join(20)
+        assert process.exitcode == 0, process.exitcode
+    resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+""",
+        "zygote",
+        prefix=as_somebody(SOMEBODY + len(METHODS)),
+    )
+
+
 def cgroup(name: str) -> Path | None:
     """A fresh memory control group below this process's own, where this process may make one."""
     for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():

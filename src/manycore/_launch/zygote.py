@@ -213,7 +213,11 @@ class Zygote:
         lifeline = -1
         try:
             lifeline = os.open(f"/proc/self/fd/{wire.LIFELINE_FD}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except BlockingIOError:  # a limit of processes
+                self._make_room()
+                pid = os.fork()
         except OSError:
             for fd in (lifeline, stack):
                 if fd >= 0:
@@ -299,6 +303,18 @@ class Zygote:
         child.linger = linger
         child.born = time.monotonic()
         return True
+
+    def _make_room(self) -> None:
+        """Have the parent's limit of processes, and none that counts for it in vain: spares, and what has ended."""
+        try:
+            resource.setrlimit(resource.RLIMIT_NPROC, resource.prlimit(self._parent_pid, resource.RLIMIT_NPROC))
+        except (OSError, ValueError):
+            pass
+        self._drop_spare()
+        for pid in [pid for pid, child in self._children.items() if not child.launch_id]:
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        self._reap()
 
     def _drop_spare(self) -> None:
         """The spare is out of date, or was not needed; it ends by itself."""
