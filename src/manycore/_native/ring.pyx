@@ -166,7 +166,7 @@ def now_ns():
 
 
 cdef int64_t NOTIFY_NS = 1000000    # between two times that a worker wakes the collector thread
-cdef int64_t LATE_NOTIFY_NS = 10000000  # the same amidst a chunk whose results nobody waits for one by one
+cdef int64_t LATE_NOTIFY_NS = 50000000  # the same amidst a chunk whose results nobody waits for one by one
 cdef int64_t CROWDED_NS = 100000    # between two looks at whether the result ring is half full
 
 # Items of a chunk that take less than this are timed together, so many at a time: the clock costs as much as they do.
