@@ -2,8 +2,8 @@
 
 What would limit it are pages, each of which is copied when a child first writes to it: a count of references is enough.
 On CPython 3.11 a child that runs `noop` writes to some 600 that it shares with its zygote. One child tells which they
-were, and the next have them copied at once; from the request to its end a child takes about 50 page faults then (counted
-with `getrusage`, as are the zygote's, which are 160 a launch).
+were, and the next have them copied at once; from its request to its end a child takes about 50 page faults then, and
+its zygote 160 a launch (counted with `getrusage`).
 """
 
 from __future__ import annotations
