@@ -194,22 +194,22 @@ class BaseProcess(_std.BaseProcess):
         """
         if self._outcome is None:
             raise ValueError(f"{self.name} keeps no result: it was made without result=True")
-        from manycore.errors import RemoteTraceback, ResultPicklingError, TimeoutError, WorkerDied
-
         self.join(timeout)
+        from manycore import errors  # not before it waits: the interpreter swallows a Ctrl-C where it ends an import
+
         if self._popen.poll() is None:
-            raise TimeoutError(f"{self.name} (pid {self.pid}) still runs after {timeout} s")
+            raise errors.TimeoutError(f"{self.name} (pid {self.pid}) still runs after {timeout} s")
         outcome = self._outcome.get()
         if outcome is None:
             certificate = self.certificate
             how = certificate.describe() if certificate is not None else f"exit code {self.exitcode}"
-            raise WorkerDied(f"{self.name} (pid {self.pid}) died: {how}, before it had a result", certificate)
+            raise errors.WorkerDied(f"{self.name} (pid {self.pid}) died: {how}, before it had a result", certificate)
         ok, value, text = outcome
         if ok:
             return value
         if value is None:
-            raise ResultPicklingError(f"{self.name} raised what cannot be pickled:\n{text}")
-        raise value from RemoteTraceback(text)
+            raise errors.ResultPicklingError(f"{self.name} raised what cannot be pickled:\n{text}")
+        raise value from errors.RemoteTraceback(text)
 
     def stack(self, timeout: float = 2.0) -> str:
         """The Python stacks of all its threads now, even while it is stuck in C.

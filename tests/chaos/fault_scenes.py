@@ -125,6 +125,7 @@ SCENES: dict[str, tuple[Callable[..., None], Callable[[], tuple[Any, ...]]]] = {
 
 def be_victim(structure: str, objects: tuple[Any, ...], plan: str) -> None:
     step, _ = SCENES[structure]
+    os.environ.pop("MANYCORE_FAULT", None)  # its parent's
     step(*objects)
     os.environ["MANYCORE_FAULT"] = plan
     end = time.monotonic() + VICTIM_S
@@ -135,8 +136,8 @@ def be_victim(structure: str, objects: tuple[Any, ...], plan: str) -> None:
 def be_repairer(structure: str, objects: tuple[Any, ...], before: str, plan: str) -> None:
     """A victim whose child is killed before it: it hears of that first, and repairs, or does in its first step."""
     child = manycore.Process(target=be_victim, args=(structure, objects, before))
+    os.environ["MANYCORE_FAULT"] = plan  # before the child can die: another thread of this process hears of it, too
     child.start()
-    os.environ["MANYCORE_FAULT"] = plan
     child.join()
     if structure == "queue":
         with contextlib.suppress(Empty):

@@ -11,7 +11,20 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from concurrent.futures import CancelledError
 
-from face_script import SOON, case, identity, main, pids, prompt, raises, start_thread, still_works, until, warm
+from face_script import (
+    SOON,
+    case,
+    identity,
+    main,
+    method,
+    pids,
+    prompt,
+    raises,
+    start_thread,
+    still_works,
+    until,
+    warm,
+)
 
 import manycore
 from manycore import PoisonTask, PoolClosed, SoftTimeout, TaskTimeout, WorkerDied
@@ -98,8 +111,10 @@ def count_calls(futures):
 def keep_killing(face, progress):
     """Kill a random worker whenever so many more items are done, until what is returned is called.
 
-    However slow the machine: between two kills there is time to start.
+    With start methods that take long none is killed while one starts: the others would have done so many items again
+    and again meanwhile, and the pool be right to give up.
     """
+    patient = method() in ("spawn", "forkserver")
     over = threading.Event()
     chance = random.Random(1)
 
@@ -107,6 +122,8 @@ def keep_killing(face, progress):
         done = 0
         while not over.wait(0.001):
             stats = face.pool.stats()
+            if patient and stats.workers_busy < stats.workers:  # there is work for all who are ready
+                continue
             if stats.items_done >= done + progress and stats.pids:
                 done = stats.items_done
                 kill(chance.choice(stats.pids))
@@ -523,7 +540,8 @@ def idle_workers_leave_and_come_back(make):
         started = time.monotonic()
         assert face.submit(identity, 1).result(SOON * 5) == 1
         prompt(started)
-        assert len(pids(face)) == 1  # no more than there is work for
+        there = pids(face)
+        assert len(there) <= 1, there  # no more than there is work for; it may have left by now
         still_works(face)
     for _ in range(8 * MANY):  # as they leave
         time.sleep(random.uniform(0.09, 0.11))
