@@ -341,7 +341,11 @@ def _forget_forkserver() -> None:
 os.register_at_fork(after_in_child=_forget_forkserver)
 
 
-def _wait_for_end(pid: int) -> None:
+def _wait_for_server() -> None:
+    """For the end of a fork server, which ends by each error; who comes next begins with another."""
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is None:
+        return
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -360,11 +364,13 @@ class ForkServerPopen(_Watched, popen_forkserver.Popen):
         try:
             try:
                 super()._launch(process_obj)  # type: ignore[misc]
-            except ConnectionRefusedError:  # a server that is about to end, as it does when a fork fails
-                _wait_for_end(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
+            except ConnectionRefusedError:
+                _wait_for_server()
                 self._fds: list[int] = []
                 super()._launch(process_obj)  # type: ignore[misc]
         except (EOFError, ConnectionError, BlockingIOError) as error:
+            if not isinstance(error, BlockingIOError):
+                _wait_for_server()
             problem = f"the fork server could not start the process: {str(error) or 'no answer'}"
             raise errors.LaunchError(errno.EAGAIN, problem) from error
         self._report = self.sentinel
