@@ -256,6 +256,7 @@ class MapRun:
                 self._function,
                 items if self._others is None else [self._others(item) for item in items],
                 self,
+                roots=(f"items[{first}]", "") if len(items) == 1 else (),  # which is in the message
                 count=len(items),
                 chunk=True,
                 policy=self._policy,

@@ -28,6 +28,9 @@ and is left alone
     - when the receiver's own code bound the name (the initializer above).
 Each global is pickled on its own: two globals that share a part do not share it in the receiver.
 
+A global that cannot be pickled goes by reference where a module that the receiver can import has it,
+under any name: a logger, say, of which every process has its own.
+
 Identity. A token (process, number) stands for one class or named function everywhere. The process
 that minted it always gets its own object back; any other has one object per token. So a class of
 `__main__` is one class per worker, and an instance that returns is of the caller's own class.
@@ -481,8 +484,11 @@ class Shipment:
                     self.stable = False
                     del into[name]
                     return
-                error.add_note(f"while pickling the global {name!r} of {space.globals.get('__name__', '?')}")
-                raise
+                source = _source(value, name)
+                if source is None:
+                    error.add_note(f"while pickling the global {name!r} of {space.globals.get('__name__', '?')}")
+                    raise
+                data, stamped = self._pickle(self, source, frozenset()), value
             rank = 0 if isinstance(value, _BY_IDENTITY) else 1
         if stamped is _UNSTABLE:
             if len(data) > _LARGE_BYTES:
@@ -511,6 +517,33 @@ def _version(value: Any) -> tuple[Any, ...] | None:
             return None
         return (value.__code__, value.__defaults__, value.__doc__, value.__qualname__)
     return ()
+
+
+class _Attribute:
+    """What another process finds in a module: pickles as a reference."""
+
+    def __init__(self, module: types.ModuleType, name: str) -> None:
+        self._where = (module, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self._where
+
+
+def _source(value: Any, name: str) -> _Attribute | None:
+    """Where a receiver can import a global from that cannot be pickled, such as a logger; None where it cannot."""
+    loaded: tuple[Any, ...] = tuple(sys.modules.values())
+    spaces = [
+        (module, object.__getattribute__(module, "__dict__"))  # of a lazy module too, which is left asleep
+        for module in loaded
+        if isinstance(module, types.ModuleType)
+    ]
+    candidates: tuple[Callable[[dict[str, Any]], tuple[str, ...]], ...] = (lambda _: (name,), tuple)
+    for names in candidates:  # its own name first, then others: it may have been imported "as"
+        for module, space in spaces:
+            for each in names(space):
+                if space.get(each) is value and importable(module.__name__):
+                    return _Attribute(module, each)
+    return None
 
 
 def _submodules(module: types.ModuleType, names: frozenset[str]) -> Iterator[str]:

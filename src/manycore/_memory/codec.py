@@ -137,7 +137,7 @@ def dumps(
         buffers: Where buffers of 64 KiB and more go, as flat memoryviews of the caller's memory; None keeps
             them in the bytes. To be handed to `loads` in the same order.
         to_parent: The reader is the process that sent this one its code, so that code goes back by reference.
-        roots: For an error's message: the names of the parts of `value`, which is then a tuple.
+        roots: For an error's message: names of the first parts of `value`, a tuple or a list; one alone names `value`.
         least: Buffers of fewer bytes stay in the pickle.
 
     Returns:

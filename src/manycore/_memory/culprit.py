@@ -29,7 +29,7 @@ def find_culprit(
         value: What could not be pickled.
         error: How it failed.
         fails: Pickles a part; returns its error, or None.
-        roots: Names for the parts of the tuple `value`; one name alone names `value` itself.
+        roots: Names for the first parts of the tuple or list `value`; one name alone names `value` itself.
 
     Returns:
         The path ("args[0].connection.socket") and the reason.
@@ -47,7 +47,7 @@ def find_culprit(
             failure = fails(part)
             if failure is not None:
                 seen.add(id(part))
-                if named and isinstance(value, tuple):
+                if named and isinstance(value, (tuple, list)):
                     step = named[int(step[1:-1])] if int(step[1:-1]) < len(named) else step  # noqa: PLW2901
                 path += step if path or not step.startswith(".") else step[1:]
                 value, error = part, failure

@@ -11,13 +11,17 @@ import enum
 import functools
 import os
 import sys
+import threading
 import typing
+from logging import lastResort
+from sys import stderr as errors
 
 sys.path.insert(0, os.environ["MANYCORE_TEST_DIRECTORY"])
 from codec_worker import Worker  # noqa: E402
 
 ITEMS = [1, 2]
 COUNT = None
+LOCK = threading.Lock()
 
 
 @dataclasses.dataclass
@@ -332,6 +336,16 @@ with Worker() as worker:
         call(lambda: {}["absent"])
     except RuntimeError as error:
         expect("KeyError: 'absent'" in str(error), True)
+
+    # what cannot be pickled is the worker's own where it can be imported, under whatever name
+    expect(call(lambda: (lastResort is sys.modules["logging"].lastResort, errors is sys.stderr)), (True, True))
+    expect(call(lambda: (lastResort is sys.modules["logging"].lastResort, errors.fileno())), (True, 2))
+    try:
+        call(lambda: LOCK)
+    except Exception as error:
+        expect("while pickling the global 'LOCK' of" in str(error), True)
+    else:
+        raise AssertionError
 
     # redefinition, as a notebook does it
     def helper(x):

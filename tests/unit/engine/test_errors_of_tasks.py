@@ -81,6 +81,16 @@ def test_what_cannot_be_pickled_is_named(face: Any, run: Run) -> None:
         assert caught.value.__cause__ is not None
 
 
+@pytest.mark.parametrize("chunksize", [None, 50])
+def test_of_many_items_the_culprit_is_named(chunksize: int | None) -> None:
+    items: list[Any] = [[n] for n in range(300)]
+    items[170].append(threading.Lock())
+    with manycore.Pool(1) as pool:
+        for run, where in ((pool.map, r"^items\[170\]\[1\]: "), (pool.starmap, r"^items\[170\]\[1\]: ")):
+            with pytest.raises(manycore.TaskPicklingError, match=where):
+                run(repr, items, chunksize)
+
+
 @every_way
 def test_a_death_has_its_certificate(face: Any, run: Run) -> None:
     with face(1, name="named") as pool:
