@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     NamedTuple = object
 
-__all__ = ["CurrentTask", "CurrentWorker", "become", "cores", "current_task", "current_worker", "task_number"]
+__all__ = ["CurrentTask", "CurrentWorker", "become", "cores", "current_task", "current_worker", "depth", "task_number"]
 
 
 class CurrentTask(NamedTuple):
@@ -78,12 +78,18 @@ class CurrentWorker:
 
 
 _worker: CurrentWorker | None = None
+_depth = 0
 
 
-def become(worker: CurrentWorker) -> None:
-    """From now on this process is that worker."""
-    global _worker
-    _worker = worker
+def become(worker: CurrentWorker, depth: int) -> None:
+    """From now on this process is that worker, of a pool inside so many pools, itself counted."""
+    global _worker, _depth
+    _worker, _depth = worker, depth
+
+
+def depth() -> int:
+    """In how many pools, one inside another, this code runs."""
+    return _depth
 
 
 def current_worker() -> CurrentWorker | None:

@@ -375,7 +375,7 @@ def main(payload: bytes | dict[str, Any], fds: list[int]) -> int:
         limit_threads(setup["blas_threads"])
     worker = _Worker(index, tasks, results, fds, setup["arenas"])
     current = CurrentWorker(index, setup["pool"], setup["cores"], worker.look, worker.number)
-    here.become(current)
+    here.become(current, setup["depth"])
     if setup["logs"] is not None:
         forward(LogSource(index, setup["pool"], tasks, results), *setup["logs"])
     initializer, finalizer = setup["initializer"], setup["finalizer"]

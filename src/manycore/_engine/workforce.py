@@ -49,6 +49,9 @@ STOP_GRACE: Final = 5.0  # seconds
 # How long a worker's finalizer may run.
 FINALIZER_SECONDS: Final = 5.0
 
+# Pools in tasks of pools in tasks: more than anybody means. Without an end, they would take the whole machine.
+DEPTH_MAX: Final = 10
+
 # Looks, 0.2 ms apart, at whether a worker has stopped: a signal's delivery takes mostly less than 0.1 ms.
 PAUSE_LOOKS: Final = 25
 
@@ -140,6 +143,12 @@ class Workforce:
     """
 
     def __init__(self, settings: Settings, name: str, turn: Turn, tasks: TaskRing, fds: Sequence[int]) -> None:
+        self._depth = here.depth() + 1
+        if self._depth > DEPTH_MAX:
+            raise RuntimeError(
+                f"{DEPTH_MAX} pools one inside another, and one more was asked for: each of their tasks makes a pool, "
+                "or imports a module that makes one when it is imported"
+            )
         self._settings = settings
         self.name = name
         self._turn = turn
@@ -176,6 +185,7 @@ class Workforce:
         setup = {
             "index": index,
             "pool": self.name,
+            "depth": self._depth,
             "initializer": self._initializer,
             "finalizer": self._finalizer,
             "cores": cores,

@@ -171,6 +171,8 @@ def importable(name: str) -> bool:
     cached = _importable.get(name)
     if cached is not None and cached[0] == id(module):
         return cached[1]
+    if getattr(getattr(module, "__spec__", None), "_initializing", False):
+        return False  # for now: who imports it would run what it has only begun, and ask for this again
     verdict = _is_importable(name, module)
     _importable[name] = (id(module), verdict)
     return verdict

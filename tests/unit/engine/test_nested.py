@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -42,6 +43,52 @@ def test_a_pool_in_a_task() -> None:
     with manycore.ProcessPoolExecutor(1) as executor:
         assert executor.submit(inner, 10).result() == 55
     assert manycore.map(innermost, [2]) == [3]
+
+
+def innermost_forever(depth: int) -> int:
+    return manycore.map(innermost_forever, [depth + 1], workers=1)[0]
+
+
+def test_pools_in_pools_have_an_end() -> None:
+    """What makes one for ever gets an error, and not the whole machine."""
+    with pytest.raises(RuntimeError, match=r"^10 pools one inside another, and one more was asked for"):
+        manycore.map(innermost_forever, [0], workers=1)
+
+
+IMPORTED = """
+import manycore
+from busy.parts import Square, double
+
+process = manycore.Process(target=double, args=(2,))
+process.start()
+process.join()
+squares = [square.side for square in manycore.map(Square, range(3), workers=2)]
+codes = [process.exitcode, *manycore.map(double, range(3), workers=1)]
+"""
+PARTS = """
+class Square:
+    def __init__(self, side):
+        self.side = side
+
+def double(n):
+    return 2 * n
+"""
+IMPORTER = """
+import busy
+assert (busy.squares, busy.codes) == ([0, 1, 2], [0, 0, 2, 4])
+import manycore
+assert {type(square) for square in manycore.map(busy.Square, range(3), workers=2)} == {busy.parts.Square}
+"""
+
+
+def test_a_module_that_starts_processes_when_it_is_imported(tmp_path: Path) -> None:
+    """Its workers do not import it: that would begin all over again in them, and in their workers."""
+    package = tmp_path / "busy"
+    package.mkdir()
+    (package / "__init__.py").write_text(IMPORTED, encoding="utf-8")
+    (package / "parts.py").write_text(PARTS, encoding="utf-8")
+    command = [sys.executable, "-c", IMPORTER]
+    subprocess.run(command, cwd=tmp_path, timeout=50, stdin=subprocess.DEVNULL, check=True)
 
 
 @both_faces
