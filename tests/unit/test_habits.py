@@ -5,10 +5,8 @@ from __future__ import annotations
 import array
 import mmap
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from manycore._launch.roster import roster
 from manycore._native import process as _native
 
 HERE = "tests.unit.launch_targets:"
-PAGES = 100
 ROUNDS = 20  # launches until one has what the first had to import: the zygote imports it when no request waits
 
 
@@ -128,54 +125,92 @@ def test_a_spare_has_its_pages_before_it_is_asked_for_anything() -> None:
     pytest.fail(f"a child without a spare takes {alone} page faults, and a spare takes {found} of them")
 
 
-def test_pages_that_one_child_wrote_to_are_there_in_the_next() -> None:
-    memory = mmap.mmap(-1, PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    for offset in range(0, len(memory), mmap.PAGESIZE):
-        memory[offset] = 1
+FORKS = """
+import mmap, os, resource
+from manycore._launch import pages
+from manycore._native import process as native
 
-    def write_to_all() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for offset in range(0, len(memory), mmap.PAGESIZE):
-            memory[offset] = 2
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def new(count):
+    return mmap.mmap(-1, count * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
-    def tell(into: int) -> None:
-        assert write_to_all() >= PAGES
-        os.write(into, pages.written())
+def faults_of_writing():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    memory[::mmap.PAGESIZE] = bytes(len(memory) // mmap.PAGESIZE)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    def prepared(into: int) -> None:
-        _native.populate(runs)
-        os.write(into, b"%d" % write_to_all())
+def in_fork(run):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, run())
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as file:
+        return file.read()
 
-    runs = _in_fork(tell)
-    assert runs
-    assert int(_in_fork(prepared)) < PAGES / 10
+memory = new(100)
+faults_of_writing()
+"""
+
+
+def in_small_process(program: str) -> None:
+    subprocess.run([sys.executable, "-c", FORKS + program], check=True, timeout=30)
+
+
+def test_pages_that_children_wrote_to_are_there_in_the_next() -> None:
+    in_small_process(
+        """
+def tell():
+    assert faults_of_writing() >= 100
+    return pages.written()
+
+def prepared():
+    native.populate(runs)
+    return b"%d" % faults_of_writing()
+
+runs = pages.common(in_fork(tell), in_fork(tell))
+found = int(in_fork(prepared))
+assert found < 50, found
+"""
+    )
 
 
 def test_a_child_that_wrote_to_very_many_pages_says_nothing() -> None:
-    def tell(into: int) -> None:
-        with mmap.mmap(-1, 4000 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-            memory.write(b"x" * len(memory))
-            os.write(into, b"[" + pages.written() + b"]")
+    in_small_process(
+        """
+def tell():
+    more = new(4000)
+    more.write(b"x" * len(more))
+    return b"[" + pages.written() + b"]"
 
-    assert _in_fork(tell) == b"[]"
+assert in_fork(tell) == b"[]"
+"""
+    )
+
+
+def test_a_child_with_much_memory_says_nothing_and_does_not_look_through_it() -> None:
+    in_small_process(
+        """
+def tell():
+    more = new(1 << 20)
+    return b"[" + pages.written() + b"]"
+
+assert in_fork(tell) == b"[]"
+"""
+    )
+
+
+def test_only_what_two_children_wrote_to_is_common() -> None:
+    size = mmap.PAGESIZE
+    one = array.array("Q", [4 * size, 3 * size, 10 * size, size])  # pages 4 to 6, and 10
+    other = array.array("Q", [size, size, 5 * size, 6 * size, 12 * size, size])  # 1, 5 to 10, and 12
+    assert array.array("Q", pages.common(one.tobytes(), other.tobytes())).tolist() == [
+        5 * size,
+        2 * size,
+        10 * size,
+        size,
+    ]
+    assert pages.common(one.tobytes(), b"") == b""
 
 
 def test_pages_that_are_not_there_are_passed_over() -> None:
     _native.populate(array.array("Q", [mmap.PAGESIZE, mmap.PAGESIZE]).tobytes())
-
-
-def _in_fork(run: Callable[[int], None]) -> bytes:
-    """What `run` writes in a fork of this process."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run(write)
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read, "rb") as file:
-        found = file.read()
-    os.waitpid(pid, 0)
-    return found

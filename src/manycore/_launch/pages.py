@@ -2,14 +2,17 @@
 
 A fork copies no memory: a page is copied when one of the two first writes to it, and each copy costs 1 to 3 us, which
 for the hundreds of pages that the interpreter writes to (a count of references is enough) is most of the time of a
-start. They are nearly the same in every child: so one tells, at its end, which they were, and those after it have the
-kernel copy them all at once, a spare before it is asked for anything.
+start. They are nearly the same in every child: so two tell, at their ends, to which they wrote, and those after them
+have the kernel copy what both name at once, a spare before it is asked for anything.
 
-    child, at its end:          /proc/self/pagemap -> runs of pages        written()
+    a child, at its end:        /proc/self/pagemap -> runs of pages        written()
+    zygote, as it reaps:        what two of them wrote to                  common()
     the next, at their start:   runs of pages -> copied by the kernel      `_native.process.populate()`
 
-Invariant: nothing but time depends on it. Addresses mean the same in all children of one zygote; where a page is
-    no longer there, or the kernel is older than Linux 5.14, nothing happens.
+Invariants:
+    nothing but time depends on it: addresses mean the same in all children of one zygote; where a page is no longer
+        there, or the kernel is older than Linux 5.14, nothing happens
+    a child that tells had no page copied for it, so the pages are those that children do write to
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from __future__ import annotations
 import array
 import os
 
-__all__ = ["written"]
+__all__ = ["common", "written"]
 
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
-_MOST = 2000  # pages written to; a child that wrote to more did work of its own, and says nothing of the others
+_MOST_PAGES = 2000  # written to; a child that wrote to more did work of its own, and says nothing of the others
+_MOST_BYTES = 64 << 20  # that it could have written to, which are to be gone through
 # Of an entry in /proc/PID/pagemap (Linux's Documentation/admin-guide/mm/pagemap.rst)
 _OWN = 1 << 63 | 1 << 56  # present, and this process's alone
 _STATE = _OWN | 1 << 61  # or a file's
@@ -33,8 +37,8 @@ def written() -> bytes:
         For each run of pages its address and its bytes, as two unsigned integers of 8 bytes; none if they are too
         many, or the kernel does not tell.
     """
-    runs = array.array("Q")
-    count = 0
+    found = []
+    left = _MOST_BYTES
     try:
         with open("/proc/self/maps", "rb") as file:
             lines = file.readlines()
@@ -47,17 +51,37 @@ def written() -> bytes:
             if rights != b"rw-p":
                 continue
             start, end = (int(address, 16) for address in addresses.split(b"-"))
+            left -= end - start
+            if left < 0:
+                return b""
             data = os.pread(pagemap, (end - start) // _PAGE_BYTES * 8, start // _PAGE_BYTES * 8)
-            for address, entry in zip(range(start, end, _PAGE_BYTES), memoryview(data).cast("Q"), strict=False):
-                if entry & _STATE != _OWN:
-                    continue
-                count += 1
-                if runs and address == runs[-2] + runs[-1]:
-                    runs[-1] += _PAGE_BYTES
-                else:
-                    runs.extend((address, _PAGE_BYTES))
+            entries = zip(range(start, end, _PAGE_BYTES), memoryview(data).cast("Q"), strict=False)
+            found += [address for address, entry in entries if entry & _STATE == _OWN]
     except (OSError, ValueError):
         return b""
     finally:
         os.close(pagemap)
-    return runs.tobytes() if count <= _MOST else b""
+    return _runs(found) if len(found) <= _MOST_PAGES else b""
+
+
+def common(one: bytes, other: bytes) -> bytes:
+    """What is in both of two results of `written`."""
+    return _runs(sorted(_addresses(one) & _addresses(other)))
+
+
+def _addresses(runs: bytes) -> set[int]:
+    numbers = iter(memoryview(runs).cast("Q"))
+    return {
+        page for start, size in zip(numbers, numbers, strict=True) for page in range(start, start + size, _PAGE_BYTES)
+    }
+
+
+def _runs(pages: list[int]) -> bytes:
+    """Pages in ascending order, as the address and the bytes of each run of them."""
+    runs = array.array("Q")
+    for page in pages:
+        if runs and page == runs[-2] + runs[-1]:
+            runs[-1] += _PAGE_BYTES
+        else:
+            runs.extend((page, _PAGE_BYTES))
+    return runs.tobytes()

@@ -45,7 +45,7 @@ import signal
 import sys
 import time
 
-from manycore._launch import habits, last_words, threads, wire, worker
+from manycore._launch import habits, last_words, pages, threads, wire, worker
 from manycore._memory import keeper
 from manycore._memory.keeper import Keeper
 from manycore._memory.memfd import create_memfd
@@ -92,8 +92,9 @@ class Zygote:
         self._lessons: list[str] = []  # of it, what is still to be imported
         self._path_is_new = False
         self._frozen = False
-        self._pages = b""  # that a child wrote to, see pages.py
-        self._asks = True  # whether a child is to tell
+        self._pages = b""  # that every child writes to, see pages.py
+        self._told = b""  # those that one child wrote to
+        self._asks = True  # whether children are to tell
         self._spare: tuple[int, _socket.socket, float] | None = None  # its pid, our end of its socket, its last moment
         self._spare_due = 0.0  # when the next spare is to be made; 0: no process was launched since the last
         self._open = (sys.stdin.fileno(), keeper.client_fd())  # in every child
@@ -226,7 +227,8 @@ class Zygote:
         if pid == 0:
             code = 1
             try:
-                _native.populate(self._pages)
+                if not self._asks:
+                    _native.populate(self._pages)
                 threads.no_longer_alone()
                 self._control.detach()
                 worker.prepare(lifeline, stack, (*self._open, *keep), self._asks)
@@ -400,7 +402,7 @@ class Zygote:
             gc.collect()
             gc.freeze()  # the collector of a child does not touch, and so copy, the pages that all share
             self._frozen = True
-            self._asks = True
+            self._asks, self._told = True, b""
 
     # -- deaths --------------------------------------------------------------------------------------------
 
@@ -421,9 +423,10 @@ class Zygote:
             text = ""
             if info.si_code == os.CLD_EXITED:
                 names, written = habits.read(child.stack)
-                if written:
-                    self._pages = written
-                    self._asks = False
+                if written and self._asks:
+                    self._asks = not self._told
+                    self._pages = pages.common(self._told, written)
+                    self._told = written
                 new = [name for name in names if name not in self._learned]
                 self._learned.update(new)
                 self._lessons += [name for name in new if name not in sys.modules]
