@@ -8,12 +8,12 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from manycore._launch.certificate import Certificate
+from manycore._launch.flag import Flag
 
 if TYPE_CHECKING:
     from manycore._launch.launcher import Launcher
@@ -53,8 +53,8 @@ class Child:
         self._pidfd = -1
         self._status: Certificate | None = None
         self._killed = False  # by us, so that the out-of-memory killer is not asked about
-        self._started = threading.Event()
-        self._ended = threading.Event()
+        self._started = Flag()
+        self._ended = Flag()
 
     def __repr__(self) -> str:
         state = "ended" if self._ended.is_set() else "started" if self._started.is_set() else "requested"
@@ -149,7 +149,7 @@ class Child:
         poller.register(self._pidfd, select.POLLIN)
         return bool(poller.poll(None if timeout is None else max(0, timeout) * 1000))
 
-    def _wait(self, event: threading.Event, timeout: float | None) -> bool:
+    def _wait(self, event: Flag, timeout: float | None) -> bool:
         if event.is_set():
             return True
         if self._launcher.owner_pid == os.getpid():
@@ -158,15 +158,10 @@ class Child:
                     return True
                 self._launcher.continue_zygote()
                 timeout = None if timeout is None else timeout - _PATIENCE_S
-            if event is self._ended and self._pidfd >= 0:  # `Event.wait` may break where Ctrl-C comes twice
-                began = time.monotonic()
-                if not self.wait_ended(timeout):
-                    return event.is_set()
-                timeout = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
             return event.wait(timeout)
         return self._wait_as_stranger(event, timeout)
 
-    def _wait_as_stranger(self, event: threading.Event, timeout: float | None) -> bool:
+    def _wait_as_stranger(self, event: Flag, timeout: float | None) -> bool:
         """In a fork of the owner, where nobody is told: the pidfd shows the end, the kernel may know the code."""
         if event is self._started or self._pidfd < 0:
             return self._pidfd >= 0

@@ -17,11 +17,11 @@ import importlib
 import os
 import signal
 import sys
-import threading
 from multiprocessing import process, reduction
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore._launch import popen, stacks, watch
+from manycore._launch.flag import Flag
 from manycore._launch.last_words import LastWords
 from manycore._launch.lifeline import Tie
 from manycore._memory import codec
@@ -104,7 +104,7 @@ class StandardChild:
         self.title = title
         self._on_exit = on_exit
         self._status: Certificate | None = None
-        self._ended = threading.Event()
+        self._ended = Flag()
         self._popen = METHODS[method](_Process(method, entry, payload, fds, title))
         self.pid: int = self._popen.pid
         self.sentinel: int = self._popen.sentinel
