@@ -145,8 +145,7 @@ def test_its_own_backends_are_as_they_were(tmp_path: Path) -> None:
 
         if __name__ == "__main__":
             with manycore.ProcessPoolExecutor(1) as executor:
-                for backend in ("loky", "multiprocessing", "threading"):
-                    assert roots(3, backend) == [0, 1, 2]
-                assert executor.submit(roots, 3, "loky").result() == [0, 1, 2]
+                inside = executor.submit(roots, 3, "loky")
+                assert roots(3, "multiprocessing") == roots(3, "threading") == inside.result() == [0, 1, 2]
     """
     run(program, tmp_path, "joblib")

@@ -42,7 +42,6 @@ def test_bars_around_results_and_in_workers(tmp_path: Path) -> None:
     [
         ("manycore.ProcessPoolExecutor", "tqdm.auto.tqdm.set_lock(manycore.RLock())"),
         ("functools.partial(manycore.ProcessPoolExecutor, mp_context=manycore.get_context('fork'))", ""),
-        ("functools.partial(cf.ProcessPoolExecutor, mp_context=manycore.get_context('fork'))", ""),
     ],
 )
 def test_process_map(executor: str, lock: str, tmp_path: Path) -> None:
