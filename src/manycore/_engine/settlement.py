@@ -288,7 +288,8 @@ class Settlement:
                 self.then(order.task.sink.fail(order.task, order.item, error))
             elif isinstance(order, Broken):
                 died = f"{order.deaths} workers in a row died before they were ready"
-                self._give_up(errors.PoolBroken(f"pool {self._workforce.name!r} gives up: {died}; the last: {how}"))
+                message = f"pool {self._workforce.name!r} gives up: {died}; the last: {how}{self._workforce.advice}"
+                self._give_up(errors.PoolBroken(message))
             else:
                 self.obey(order)
         self._tasks.kick()

@@ -176,6 +176,14 @@ class Workforce:
         self.peak_rss_bytes = 0
         self._received_bytes = 0  # from those that have ended
 
+    @property
+    def advice(self) -> str:
+        """What to look at when workers die before they are ready."""
+        method = self._settings.start_method
+        if method not in {"spawn", "forkserver"}:
+            return ""
+        return f"; under {method!r} they import the main module: is its pool under `if __name__ == '__main__':`?"
+
     def start(self, index: int) -> None:
         """Start a worker in this place; returns before it runs."""
         segment = Segment.create(RING_BYTES, "manycore-results")

@@ -84,6 +84,18 @@ def test_a_context_of_multiprocessing() -> None:
     subprocess.run([sys.executable, "-c", program], timeout=50, stdin=subprocess.DEVNULL, check=True)
 
 
+def test_a_forgotten_guard_is_named(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import manycore\nwith manycore.get_context('spawn').Pool(1) as pool:\n    pool.map(abs, [1])\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, str(program)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.rstrip().endswith("is its pool under `if __name__ == '__main__':`?")
+
+
 INHERITED = """
 import multiprocessing, os, sys, threading
 import manycore
