@@ -542,19 +542,17 @@ class Engine(Line):
 
     def terminate(self) -> None:
         """Kill the workers, fail what is outstanding, free everything. Prompt, whatever the workers do."""
-        if self._forked:
-            return
-        with SHIELD, self._lock:
-            self._closed = True
-            self._runs.clear()
-            self._fail_all()
-            self._workforce.kill()
-        self._end(kill=True)
+        if not self._forked:
+            self._end(kill=True)
 
     def _end(self, *, kill: bool) -> None:
         """Stop the workers and give everything back, once; another call waits for the first."""
-        with self._lock:
-            first, self._ended, self._closed = not self._ended, True, True
+        with SHIELD, self._lock:
+            first, self._ended, self._closed = not self._ended, True, True  # from here on no worker is started
+            if kill:
+                self._runs.clear()
+                self._fail_all()
+                self._workforce.kill()
             children = [worker.child for worker in self._workforce.workers.values()]
         if not first:
             if threading.current_thread() is not self._collector:  # which the first call waits for
@@ -563,8 +561,8 @@ class Engine(Line):
         try:
             if not kill:
                 self._workforce.stop()
-            self._workforce.await_end(children)
             self._tasks.alarm()
+            self._workforce.await_end(children)
             collector = self._collector
             if collector is not None and collector is not threading.current_thread():
                 collector.join(CALLBACK_GRACE if kill else None)

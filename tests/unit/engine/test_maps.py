@@ -217,6 +217,27 @@ def test_who_waits_while_a_pool_ends_hears_of_it() -> None:
     ends.join()
 
 
+def test_what_a_map_sends_while_its_pool_is_terminated_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that nobody has killed would be waited for."""
+    pool = manycore.Pool(1)
+    engine = pool._engine
+    end, started = engine._end, engine._workforce.started
+    pool.map_async(abs, [-1] * 200, chunksize=1)
+
+    def end_late(*, kill: bool) -> None:
+        until = time.monotonic() + 0.3
+        while engine._workforce.started == started and time.monotonic() < until:
+            time.sleep(0.001)
+        end(kill=kill)
+
+    monkeypatch.setattr(engine, "_end", end_late)
+    pool.map_async(time.sleep, [1000] * 200, chunksize=1)
+    began = time.monotonic()
+    pool.terminate()
+    assert time.monotonic() - began < 3
+    assert engine._workforce.started == started
+
+
 def test_a_callback_that_takes_its_time_bounds_a_wait() -> None:
     with manycore.Pool(1) as pool:
         may_go_on = threading.Event()
