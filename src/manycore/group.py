@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from manycore import context as _context
+from manycore._engine.aftermath import sleep_on
 from manycore._launch.watch import Watcher
 from manycore.errors import TimeoutError, WorkerDied
 
@@ -188,9 +189,8 @@ class Group:
             raise ExceptionGroup(f"{self.name}: {len(self._errors)} processes failed", self._errors)
 
     def _wait(self) -> None:
-        with self._lock:
-            while self._running:
-                self._lock.wait()
+        while not sleep_on(self._lock, lambda: not self._running, None):
+            pass
 
 
 def _error_of(process: Any) -> Exception:

@@ -16,7 +16,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from manycore import context as _context
+from manycore._engine.aftermath import sleep_on
 from manycore._launch.watch import Watcher
+from manycore._native.ring import SHIELD
 from manycore.errors import RestartLimitExceeded
 
 __all__ = ["Supervisor", "supervise"]
@@ -130,11 +132,16 @@ class Supervisor:
         Raises:
             RestartLimitExceeded: The budget was used up; its cause is the last failure.
         """
-        with self._lock:
-            done = self._lock.wait_for(self._is_over, timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        done = False
+        while not done:
+            done = sleep_on(self._lock, self._is_over, deadline)
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        with SHIELD, self._lock:
             if self._error is not None:
                 raise self._error
-            return done
+        return done
 
     def stop(self) -> None:
         """Stop every process, last first, and start none again."""
@@ -169,7 +176,11 @@ class Supervisor:
             raise interrupt
 
     def _is_over(self) -> bool:
-        return self._stopped or all(child.finished for child in self._children)
+        if not self._stopped:
+            for child in self._children:
+                if not child.finished:
+                    return False
+        return True
 
     def _launch(self, child: _Child) -> None:
         child.stopping = False

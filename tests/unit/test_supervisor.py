@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -117,3 +120,40 @@ def test_wrong_words() -> None:
         supervise(succeed, restart="sometimes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="strategy must be"):
         Supervisor(strategy="none")  # type: ignore[arg-type]
+
+
+def test_a_wait_is_interrupted_at_any_of_its_steps() -> None:
+    """With the interrupt's own exception, and the lock is given back."""
+    left = step = 0
+    taken: list[int] = []
+
+    def count(_frame: FrameType, _event: str, _arg: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return count
+
+    def take() -> None:
+        if supervisor._lock.acquire(timeout=5):
+            supervisor._lock.release()
+            taken.append(step)
+
+    with supervise(time.sleep, 600) as supervisor:
+        while left <= 0:
+            step += 1
+            left = step
+            before = sys.gettrace()
+            try:
+                sys.settrace(count)
+                assert not supervisor.wait(0.001)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(before)
+            other = threading.Thread(target=take)
+            other.start()
+            other.join()
+            assert taken[-1:] == [step]
+        supervisor.stop()
+    assert step > 20
