@@ -33,6 +33,7 @@ from typing import Any, Final, Literal, Self
 from manycore import _launch
 from manycore._engine import identity
 from manycore._engine.failure import load_failure
+from manycore._launch.flag import Flag
 from manycore._line import ActorFuture, Line
 from manycore._memory import codec
 from manycore._stage import DIED, NOTICE, OVER, Member, Records, open_records
@@ -68,7 +69,7 @@ class _Keeper:
         self._restarts: deque[float] = deque()
         self.restarts = 0
         self.closing = False
-        self.over = threading.Event()
+        self.over = Flag()
         self._known: dict[int, tuple[Member, Records]] = {}  # callers in other processes
         self._lock = threading.Lock()  # guards `closing` against a restart
         self.child: _launch.Child

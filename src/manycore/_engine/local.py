@@ -43,6 +43,7 @@ from manycore._engine.settings import Settings, Stats
 from manycore._engine.settlement import Settlement
 from manycore._engine.task import TaskState
 from manycore._engine.workforce import Workforce
+from manycore._launch.flag import Flag
 from manycore._memory.segment import Segment
 from manycore._native.ring import SHIELD, WORKERS_MAX, TaskRing, Turn, now_ns
 from manycore.errors import PoolClosed
@@ -116,7 +117,7 @@ class Engine(Line):
         self._broken: BaseException | None = None
         self._watched_until: int | None = None  # ns; when the collector looks at the deadlines next
         self._idle = threading.Condition(threading.Lock())  # notified when nothing is outstanding, and at the end
-        self._over = threading.Event()  # set once everything has been given back
+        self._over = Flag()  # set once everything has been given back
         _engines.add(self)
 
     def start(self) -> None:
