@@ -66,6 +66,35 @@ assert Parallel()(delayed(abs)(-n) for n in range(3)) == [0, 1, 2]
     assert over_our_workers(block, tmp_path).count("tasks which were still being processed") == 1
 
 
+def test_calls_of_several_threads_and_of_a_fork_are_their_own(tmp_path: Path) -> None:
+    """A call that fails ends nothing of another's; a forked child has workers of its own."""
+    block = """
+def slow(n):
+    time.sleep(0.01)
+    return n
+
+def good():
+    sums.append(sum(Parallel(n_jobs=2, backend="manycore")(delayed(slow)(n) for n in range(20))))
+
+sums = []
+beside = threading.Thread(target=good)
+beside.start()
+for _ in range(5):
+    try:
+        Parallel()(delayed(divmod)(n, 0) for n in range(4))
+    except ZeroDivisionError:
+        sums.append("failed")
+beside.join()
+assert sorted(sums, key=str) == [190] + ["failed"] * 5
+pid = os.fork()
+if pid == 0:
+    good()
+    os._exit(sums[-1] != 190)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+    over_our_workers(block, tmp_path)
+
+
 def test_large_arrays_are_there_once_and_mapped_files_are_written_through(tmp_path: Path) -> None:
     block = """
 def look(array, n, again):
