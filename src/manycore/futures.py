@@ -8,6 +8,7 @@ rebuilt fails its own future; functions of `__main__`, lambdas and closures are 
 from __future__ import annotations
 
 import concurrent.futures
+import signal
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ from importlib import import_module
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar
 
-from manycore import _launch
+from manycore import _launch, errors
 from manycore._engine import bring, here
 from manycore._engine.options import TakesOptions
 from manycore._engine.settings import INSTEAD, idle_nanoseconds, start_method_of
@@ -181,7 +182,7 @@ class ProcessPoolExecutor(TakesOptions, concurrent.futures.Executor):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
         if kind is not None and issubclass(kind, KeyboardInterrupt):  # which the workers have not had
-            self.terminate_workers()
+            self.kill_workers()
         self.shutdown()
         return False
 
@@ -277,10 +278,21 @@ class ProcessPoolExecutor(TakesOptions, concurrent.futures.Executor):
             engine.join(read_all=False)
 
     def terminate_workers(self) -> None:
-        """End the workers at once; what is not done fails with `PoolClosed`."""
-        self._engine.terminate()
+        """Ask the workers to end (SIGTERM), and kill those that have not after five seconds.
 
-    kill_workers = terminate_workers
+        Calls that no worker has begun are cancelled, those that one has fail with `PoolBroken` (a `BrokenProcessPool`).
+        """
+        self._force_shutdown(signal.SIGTERM)
+
+    def kill_workers(self) -> None:
+        """As `terminate_workers`, but kill them at once (SIGKILL)."""
+        self._force_shutdown(None)
+
+    def _force_shutdown(self, signum: int | None) -> None:
+        engine = self._engine
+        self.shutdown(wait=False, cancel_futures=True)
+        ended = "terminated" if signum else "killed"
+        engine.terminate(errors.PoolBroken(f"pool {engine.name!r}: its workers were {ended}"), signum)
 
     def stats(self) -> Stats:
         """A snapshot of what the executor has done and is doing."""

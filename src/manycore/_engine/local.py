@@ -383,9 +383,9 @@ class Engine(Line):
         needed = not self._closed or self._dispatcher.outstanding > 0
         return needed and not self._ended and self._broken is None and self._settlement.reason is None
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, error: BaseException | None = None) -> None:
         """Fail every item that has no result."""
-        error = self._broken or PoolClosed(f"pool {self.name!r} was terminated")
+        error = self._broken or error or PoolClosed(f"pool {self.name!r} was terminated")
         for task in self._dispatcher.tasks():
             self._settlement.fail(task, error)
 
@@ -541,19 +541,19 @@ class Engine(Line):
     def _nothing_left(self) -> bool:
         return not (self._dispatcher.outstanding or self._settlement.owed or (self._runs and self._broken is None))
 
-    def terminate(self) -> None:
-        """Kill the workers, fail what is outstanding, free everything. Prompt, whatever the workers do."""
+    def terminate(self, error: BaseException | None = None, signum: int | None = None) -> None:
+        """Kill the workers (those that get `signum`: after STOP_GRACE), fail what is outstanding, free everything."""
         if not self._forked:
-            self._end(kill=True)
+            self._end(kill=True, error=error, signum=signum)
 
-    def _end(self, *, kill: bool) -> None:
+    def _end(self, *, kill: bool, error: BaseException | None = None, signum: int | None = None) -> None:
         """Stop the workers and give everything back, once; another call waits for the first."""
         with SHIELD, self._lock:
             first, self._ended, self._closed = not self._ended, True, True  # from here on no worker is started
             if kill:
                 self._runs.clear()
-                self._fail_all()
-                self._workforce.kill()
+                self._fail_all(error)
+                self._workforce.kill(signum)
             children = [worker.child for worker in self._workforce.workers.values()]
         if not first:
             if threading.current_thread() is not self._collector:  # which the first call waits for
@@ -574,7 +574,7 @@ class Engine(Line):
             with SHIELD, self._lock:
                 for worker in tuple(self._workforce.workers.values()):
                     self._settlement.bury(worker, self._goes_on)
-                self._fail_all()
+                self._fail_all(error)
                 self._segment.close()
                 self.outbox.close()
             with SHIELD, self._idle:

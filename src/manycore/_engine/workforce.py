@@ -304,10 +304,13 @@ class Workforce:
         for index in tuple(self.workers):
             self._tasks.stop(index)
 
-    def kill(self) -> None:
-        """Kill all workers."""
+    def kill(self, signum: int | None = None) -> None:
+        """Kill all workers, or send them a signal."""
         for worker in self.workers.values():
-            worker.child.kill()
+            if signum is None:
+                worker.child.kill()
+            else:
+                worker.child.signal(signum)
 
     def await_end(self, children: Sequence[_launch.Child]) -> None:
         """Wait until these have ended; kill those that do not in time. Without locks."""
