@@ -2,12 +2,14 @@
 
 If a process dies: it is started again as its `restart` says ("always", "on-failure", "never"); with the
     strategy "all_for_one" its siblings are stopped, last first, and all are started again, in order.
-    More than `max_restarts` restarts in `within` seconds: all are stopped, and `wait` raises.
+    More than `max_restarts` restarts in `within` seconds: all are stopped, and `wait` raises. So it is where
+    `backoff` raises, or a process cannot be started again: then `wait` raises that error.
 Source: Erlang/OTP's supervisors.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -17,6 +19,7 @@ from typing import Any, Literal, Self
 
 from manycore import context as _context
 from manycore._engine.aftermath import sleep_on
+from manycore._launch.arguments import integer, seconds
 from manycore._launch.watch import Watcher
 from manycore._native.ring import SHIELD
 from manycore.errors import RestartLimitExceeded
@@ -51,7 +54,8 @@ class Supervisor:
         restart: What ends is started again: "on-failure" (an exit code that is not 0), "always" or "never".
         max_restarts: The budget: so many restarts within `within` seconds are borne.
         within: Seconds.
-        backoff: Seconds before a restart; doubled for each further one within `within`.
+        backoff: Seconds before a restart; doubled for each further one within `within`. Or who is asked for them,
+            with the number of restarts within `within`, from 1.
         grace: Seconds from SIGTERM to SIGKILL for what is stopped.
         context: How processes are started: the context of a start method, or None for the default.
 
@@ -66,7 +70,7 @@ class Supervisor:
         restart: Restart = "on-failure",
         max_restarts: int = 3,
         within: float = 5.0,
-        backoff: float = 0.0,
+        backoff: float | Callable[[int], float] = 0.0,
         grace: float = _GRACE_S,
         context: Any = None,
     ) -> None:
@@ -74,17 +78,19 @@ class Supervisor:
             raise ValueError(f"strategy must be 'one_for_one' or 'all_for_one', not {strategy!r}")
         self._strategy = strategy
         self._restart = _checked(restart)
-        self._max_restarts = max_restarts
-        self._within = within
-        self._backoff = backoff
-        self._grace = grace
+        self._max_restarts = integer("max_restarts", max_restarts, least=0)
+        self._within = math.inf if within == math.inf else seconds("within", within)
+        if not self._within:
+            raise ValueError(f"within must be more than 0 seconds, not {within!r}")
+        self._backoff = backoff if callable(backoff) else seconds("backoff", backoff)
+        self._grace = seconds("grace", grace)
         self._context = _context.get_context() if context is None else context
         self._restarts: deque[float] = deque()
         self._total = 0
         # _lock guards the fields above and below; processes are started under it, so that a stop sees them all.
         self._lock = threading.Condition(threading.RLock())
         self._children: list[_Child] = []
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._stopped = False
         self._watcher = Watcher("manycore-supervisor")
 
@@ -131,6 +137,7 @@ class Supervisor:
 
         Raises:
             RestartLimitExceeded: The budget was used up; its cause is the last failure.
+            BaseException: What `backoff` raised, or what kept a process from being started again.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         done = False
@@ -184,11 +191,11 @@ class Supervisor:
 
     def _launch(self, child: _Child) -> None:
         child.stopping = False
-        child.process = self._context.Process(
+        process = self._context.Process(
             target=child.target, args=child.args, kwargs=child.kwargs, name=child.name, result=True
         )
-        child.process.start()
-        process = child.process
+        process.start()
+        child.process = process
         self._watcher.watch(process.sentinel, lambda: self._ended(child, process))
 
     # -- in the watcher's thread --------------------------------------------------------------------------
@@ -213,41 +220,52 @@ class Supervisor:
             for other in siblings:
                 other.stopping = True
         if count > self._max_restarts:
-            self._give_up(child)
+            self._give_up(child, self._budget_is_used_up(child))
             return
         self._end([other for other in siblings if other is not child])
-        delay = min(self._backoff * 2 ** (count - 1), _MAX_BACKOFF_S)
+        try:
+            delay = self._delay(count)
+        except BaseException as error:
+            self._give_up(child, error)
+            return
         self._watcher.after(delay, lambda: self._start_again(siblings))
+
+    def _delay(self, count: int) -> float:
+        if callable(self._backoff):
+            return seconds("what backoff() returned", self._backoff(count))
+        return min(self._backoff * 2.0 ** min(count - 1, 64), _MAX_BACKOFF_S)
 
     def _start_again(self, children: list[_Child]) -> None:
         for child in children:
             with self._lock:
                 if self._stopped:
                     return
-                self._total += 1
                 try:
                     self._launch(child)
+                    self._total += 1
                     continue
-                except OSError:
-                    pass
-            self._give_up(child)
+                except BaseException as error:
+                    problem = error
+            self._give_up(child, problem)
             return
 
-    def _give_up(self, child: _Child) -> None:
-        """End all, outside the lock, since that can take the grace."""
+    def _budget_is_used_up(self, child: _Child) -> RestartLimitExceeded:
+        error = RestartLimitExceeded(
+            f"{child.name} ended (exit code {child.process.exitcode}) and was not started again: "
+            f"more than {self._max_restarts} restarts in {self._within:g} s"
+        )
         try:
             child.process.result(0)
-            cause: BaseException | None = None
-        except Exception as error:
-            cause = error
+        except Exception as failure:
+            error.__cause__ = failure
+        return error
+
+    def _give_up(self, child: _Child, error: BaseException) -> None:
+        """End all, outside the lock, since that can take the grace."""
         self._end([other for other in self._children if other is not child])
         with self._lock:
             self._stopped = True
-            self._error = RestartLimitExceeded(
-                f"{child.name} ended (exit code {child.process.exitcode}) and was not started again: "
-                f"more than {self._max_restarts} restarts in {self._within} s"
-            )
-            self._error.__cause__ = cause
+            self._error = error
             self._watcher.close()
             self._lock.notify_all()
 
@@ -265,7 +283,7 @@ def supervise(
     restart: Restart = "on-failure",
     max_restarts: int = 3,
     within: float = 5.0,
-    backoff: float = 0.0,
+    backoff: float | Callable[[int], float] = 0.0,
     grace: float = _GRACE_S,
     context: Any = None,
 ) -> Supervisor:
@@ -277,7 +295,8 @@ def supervise(
         restart: When: "on-failure" (an exit code that is not 0), "always" or "never".
         max_restarts: The budget: so many restarts within `within` seconds are borne.
         within: Seconds.
-        backoff: Seconds before a restart; doubled for each further one within `within`.
+        backoff: Seconds before a restart; doubled for each further one within `within`. Or who is asked for them,
+            with the number of restarts within `within`, from 1.
         grace: Seconds from SIGTERM to SIGKILL when it is stopped.
         context: How it is started: the context of a start method, or None for the default.
 

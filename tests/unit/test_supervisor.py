@@ -104,6 +104,68 @@ def test_backoff_delays(tmp_path: Path) -> None:
         assert supervisor.wait(30)
 
 
+def test_backoff_may_be_asked(tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    asked: list[int] = []
+
+    def backoff(count: int) -> float:
+        asked.append(count)
+        return 0.0
+
+    with supervise(count_and_fail, str(path), 4, backoff=backoff) as supervisor:
+        assert supervisor.wait(30)
+    assert asked == [1, 2, 3]
+    assert path.read_text(encoding="utf-8") == "xxxx"
+
+
+def no_number(_count: int) -> float:
+    return "soon"  # type: ignore[return-value]
+
+
+def raise_key_error(count: int) -> float:
+    raise KeyError(count)
+
+
+def leave(_count: int) -> float:
+    sys.exit("enough")
+
+
+@pytest.mark.parametrize(
+    ("backoff", "error"), [(raise_key_error, KeyError), (no_number, TypeError), (leave, SystemExit)]
+)
+def test_an_error_of_backoff_ends_it(backoff: Any, error: Any, tmp_path: Path) -> None:
+    sibling = tmp_path / "sibling"
+    supervisor = Supervisor(backoff=backoff)
+    supervisor.start(note_and_stay, str(sibling))
+    lines(sibling, 1)
+    supervisor.start(count_and_fail, str(tmp_path / "runs"), 1000)
+    with pytest.raises(error):
+        supervisor.wait(30)
+    assert supervisor.restarts == 0
+    assert not any(process.is_alive() for process in supervisor.processes)
+    supervisor.stop()
+
+
+def test_an_error_of_a_further_start_ends_it(tmp_path: Path) -> None:
+    """Nothing waits for a process that was never started."""
+
+    class Context:
+        made = 0
+
+        def Process(self, **options: Any) -> Any:  # noqa: N802
+            self.made += 1
+            if self.made == 2:
+                options["args"] = (threading.Lock(),)
+            return manycore.Process(**options)
+
+    supervisor = supervise(count_and_fail, str(tmp_path / "runs"), 1000, context=Context())
+    with pytest.raises(manycore.TaskPicklingError):
+        supervisor.wait(30)
+    assert supervisor.restarts == 0
+    assert supervisor.processes[0].exitcode == 1
+    supervisor.stop()
+
+
 def test_stop(tmp_path: Path) -> None:
     path = tmp_path / "runs"
     supervisor = supervise(note_and_stay, str(path))
@@ -120,6 +182,29 @@ def test_wrong_words() -> None:
         supervise(succeed, restart="sometimes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="strategy must be"):
         Supervisor(strategy="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_restarts": -1}, ValueError),
+        ({"max_restarts": 1.5}, TypeError),
+        ({"within": 0}, ValueError),
+        ({"within": -1}, ValueError),
+        ({"within": "5"}, TypeError),
+        ({"backoff": -0.1}, ValueError),
+        ({"backoff": float("nan")}, ValueError),
+        ({"backoff": "1"}, TypeError),
+        ({"backoff": None}, TypeError),
+        ({"grace": -1}, ValueError),
+        ({"grace": None}, TypeError),
+    ],
+)
+def test_wrong_numbers(options: Any, error: Any) -> None:
+    with pytest.raises(error, match=f"^{next(iter(options))} must be"):
+        supervise(succeed, **options)
+    with pytest.raises(error, match=f"^{next(iter(options))} must be"):
+        Supervisor(**options)
 
 
 def test_a_wait_is_interrupted_at_any_of_its_steps() -> None:

@@ -7,11 +7,11 @@ name) travels as a guard, which is sent once, as functions are (`guard.py`).
 
 from __future__ import annotations
 
-import math
 import random
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import errors
+from manycore._launch.arguments import integer, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ class Policy:
         if self.timeout_ns and self.soft_ns >= self.timeout_ns:
             raise ValueError(f"soft_timeout must be less than timeout, not {soft_timeout!r} and {timeout!r}")
         self.first_ns = self.soft_ns or self.timeout_ns
-        self.retries = _integer("retries", retries, least=0)
+        self.retries = integer("retries", retries, least=0)
         self.retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
         for kind in self.retry_on:
             if not issubclass(type(kind), type) or not issubclass(kind, BaseException):
@@ -103,11 +103,11 @@ class Policy:
             if caught:
                 self.deaths = 1 if _BROAD.issuperset(caught) else self.retries
             self.again_late = any(issubclass(errors.TaskTimeout, kind) for kind in self.retry_on)
-        self.backoff = backoff if callable(backoff) else _seconds("backoff", backoff)
-        self.priority = _integer("priority", priority)
+        self.backoff = backoff if callable(backoff) else seconds("backoff", backoff)
+        self.priority = integer("priority", priority)
         self.memory_bytes = 0
         if memory_limit is not None:
-            self.memory_bytes = _integer("memory_limit", memory_limit, least=LEAST_MEMORY_BYTES)
+            self.memory_bytes = integer("memory_limit", memory_limit, least=LEAST_MEMORY_BYTES)
         if not isinstance(name, str):
             raise TypeError(f"name must be a str, not {name!r}")
         self.name = name
@@ -135,8 +135,8 @@ class Policy:
         """How long to wait before retry `attempt` (from 1); None where the user's callable has to be asked."""
         if callable(self.backoff):
             return None
-        seconds = min(BACKOFF_MOST, self.backoff * 2.0 ** min(attempt - 1, 64))
-        return int(seconds * random.uniform(0.5, 1.0) * 1e9)  # noqa: S311  (spreads retries; no secret)
+        wait = min(BACKOFF_MOST, self.backoff * 2.0 ** min(attempt - 1, 64))
+        return int(wait * random.uniform(0.5, 1.0) * 1e9)  # noqa: S311  (spreads retries; no secret)
 
     def ask_ns(self, attempt: int) -> int:
         """What the user's callable says. Without locks.
@@ -146,7 +146,7 @@ class Policy:
         """
         if not callable(self.backoff):
             return 0
-        return int(_seconds("what backoff() returned", self.backoff(attempt)) * 1e9)
+        return int(seconds("what backoff() returned", self.backoff(attempt)) * 1e9)
 
 
 def make_policy(**options: Any) -> Policy | None:
@@ -156,25 +156,7 @@ def make_policy(**options: Any) -> Policy | None:
 
 
 def _ns(what: str, value: Any) -> int:
-    seconds = _seconds(what, value)
-    if not seconds:
+    number = seconds(what, value)
+    if not number:
         raise ValueError(f"{what} must be more than 0 seconds, not {value!r}")
-    return max(1, int(seconds * 1e9))
-
-
-def _seconds(what: str, value: Any) -> float:
-    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{what} must be a number of seconds, not {value!r}")
-    seconds = float(value)
-    if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"{what} must be a finite number of seconds, 0 or more, not {value!r}")
-    return seconds
-
-
-def _integer(what: str, value: Any, *, least: int | None = None) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{what} must be an int, not {value!r}")
-    number = int(value.__index__())
-    if least is not None and number < least:
-        raise ValueError(f"{what} must be at least {least}, not {number}")
-    return number
+    return max(1, int(number * 1e9))

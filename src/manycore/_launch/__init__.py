@@ -20,6 +20,7 @@
     roster.py       which processes of manycore run on this machine
     watch.py        a thread that calls back when a descriptor is ready
     machine.py      the cores and the memory that this process may use
+    arguments.py    numbers that callers give
     oom.py          whether the out-of-memory killer was at work
 
 A zygote imports this package as well, so its names are resolved when they are first used.
