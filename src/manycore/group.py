@@ -194,11 +194,15 @@ class Group:
 
 
 def _error_of(process: Any) -> Exception:
-    try:
-        process.result(0)
-    except Exception as error:
-        return error
-    return RuntimeError(f"{process.name} ended with exit code {process.exitcode}")
+    """Why it failed; of a process without a result, how it ended is all that is known."""
+    if getattr(process, "_outcome", None) is not None:
+        try:
+            process.result(0)
+        except Exception as error:
+            return error
+    certificate = getattr(process, "certificate", None)  # a standard process has none
+    how = certificate.describe() if certificate is not None else f"exit code {process.exitcode}"
+    return WorkerDied(f"{process.name} (pid {process.pid}) died: {how}", certificate)
 
 
 def _signal(process: Any, signum: int) -> None:

@@ -69,6 +69,26 @@ def test_a_death_stops_the_rest(context: Any) -> None:
     assert caught.value.certificate.exitcode == -signal.SIGSEGV
 
 
+def test_a_failure_without_a_result_says_how_it_ended(context: Any) -> None:
+    message = r"^the one \(pid \d+\) died: exit code 1$"
+    with pytest.raises(manycore.WorkerDied, match=message) as caught, Group(context=context) as group:
+        other = group.start(stay)
+        group.add(context.Process(target=fail, args=("a reason",), name="the one"))
+    assert caught.value.certificate.exitcode == 1
+    assert other.exitcode == -signal.SIGTERM
+
+
+def test_a_death_without_a_result_says_how_it_ended(context: Any) -> None:
+    with pytest.raises(manycore.WorkerDied, match="SIGKILL") as caught, Group(context=context) as group:
+        group.add(context.Process(target=die, args=(signal.SIGKILL,)))
+    assert caught.value.certificate.exitcode == -signal.SIGKILL
+
+
+def test_a_standard_process_may_be_added() -> None:
+    with pytest.raises(manycore.WorkerDied, match="exit code 1"), Group() as group:
+        group.add(multiprocessing.get_context("fork").Process(target=fail, args=("a reason",)))
+
+
 def fail_when_stopped(said: Any) -> None:
     signal.signal(signal.SIGTERM, lambda *_: fail("while it was stopped"))
     said.send_bytes(b"ready")
