@@ -19,7 +19,9 @@ from concurrent.futures import (
     FIRST_EXCEPTION,
     BrokenExecutor,
     CancelledError,
+    Executor,
     InvalidStateError,
+    TimeoutError,
     as_completed,
     wait,
 )
@@ -32,9 +34,11 @@ from manycore._engine import bring, here
 from manycore._engine.options import TakesOptions
 from manycore._engine.settings import INSTEAD, idle_nanoseconds, start_method_of
 from manycore._launch.machine import automatic_workers
+from manycore.pool import check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import ThreadPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from types import TracebackType
 
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
     from manycore._engine.local import Engine, Settings, Stats
     from manycore._engine.mapping import MapOptions, MapRun
     from manycore._engine.policy import Policy
-    from manycore._engine.results import MapIterator, reporter_of
+    from manycore._engine.results import MapIterator, OnError, add_results, reporter_of
 
 __all__ = [
     "ALL_COMPLETED",
@@ -51,9 +55,12 @@ __all__ = [
     "BrokenExecutor",
     "BrokenProcessPool",
     "CancelledError",
+    "Executor",
     "Future",
     "InvalidStateError",
     "ProcessPoolExecutor",
+    "ThreadPoolExecutor",
+    "TimeoutError",
     "as_completed",
     "wait",
 ]
@@ -72,6 +79,7 @@ _ENGINE: dict[str, str] = {
     "Policy": "policy",
     "Settings": "local",
     "Stats": "local",
+    "add_results": "results",
     "reporter_of": "results",
 }
 
@@ -79,6 +87,8 @@ _ENGINE: dict[str, str] = {
 def __getattr__(name: str) -> Any:
     if name == "BrokenProcessPool":  # 15 ms of imports that most executors never need
         value = getattr(import_module("concurrent.futures.process"), name)
+    elif name == "ThreadPoolExecutor":
+        value = concurrent.futures.ThreadPoolExecutor
     elif name in _ENGINE:
         value = getattr(import_module(f"manycore._engine.{_ENGINE[name]}"), name)
     else:
@@ -87,7 +97,7 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-class ProcessPoolExecutor(TakesOptions, concurrent.futures.Executor):
+class ProcessPoolExecutor(TakesOptions, Executor):
     """Runs calls in worker processes.
 
     Args:
@@ -224,6 +234,7 @@ class ProcessPoolExecutor(TakesOptions, concurrent.futures.Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        on_error: OnError = "raise",
         progress: Any = None,
     ) -> Iterator[T]:
         """`map(fn, *iterables)`, in the workers; an iterator of the results in the input's order, also for `async for`.
@@ -234,6 +245,7 @@ class ProcessPoolExecutor(TakesOptions, concurrent.futures.Executor):
             timeout: Seconds from this call on after which the iterator raises TimeoutError.
             chunksize: Items that travel together; 1 = measured while it runs.
             buffersize: Read only as many items ahead of the consumer.
+            on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
             progress: True for a progress bar, or a callable that is told; None for neither.
 
         Raises:
@@ -246,6 +258,7 @@ class ProcessPoolExecutor(TakesOptions, concurrent.futures.Executor):
                 raise TypeError("buffersize must be an integer or None")
             if buffersize < 1:
                 raise ValueError("buffersize must be None or > 0")
+        check(on_error)
         deadline = None if timeout is None else time.monotonic() + timeout
         self._engine.check_open()
         lazy = buffersize is not None
@@ -261,7 +274,7 @@ class ProcessPoolExecutor(TakesOptions, concurrent.futures.Executor):
         run = MapRun(self._engine, fn, iter(items) if lazy else list(items), options)
         run.reporter = reporter_of(progress, run.total, self._engine)
         run.start()
-        return MapIterator(_results(run, deadline), run, deadline)
+        return MapIterator(_results(run, deadline, on_error), run, deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no new calls; the workers end when those that are there are done.
@@ -319,16 +332,16 @@ class _View(ProcessPoolExecutor):
         return self._executor._view(self._engine.bind(policy.but(**options)))
 
 
-def _results(run: MapRun, deadline: float | None) -> Iterator[Any]:
+def _results(run: MapRun, deadline: float | None, on_error: OnError) -> Iterator[Any]:
     try:
-        while (results := _next_results(run, deadline)) is not None:
+        while (results := _next_results(run, deadline, on_error)) is not None:
             while results:
                 yield results.pop()  # a result that was given is the caller's alone
     finally:
         run.forget()
 
 
-def _next_results(run: MapRun, deadline: float | None) -> list[Any] | None:
+def _next_results(run: MapRun, deadline: float | None, on_error: OnError) -> list[Any] | None:
     """The next results, the first one last; None at the end.
 
     Raises:
@@ -340,7 +353,9 @@ def _next_results(run: MapRun, deadline: float | None) -> list[Any] | None:
     if block.status is None:
         block.values.reverse()
         return block.values
-    return [outcome.get() for outcome in run.outcomes(block)][::-1]
+    results: list[Any] = []
+    add_results(run, block, results, on_error)
+    return results[::-1]
 
 
 _at_exit: weakref.WeakSet[Engine] = weakref.WeakSet()  # those whose executors are gone may still have calls to do

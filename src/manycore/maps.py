@@ -42,7 +42,9 @@ def map(
     retries: int = 0,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
     backoff: float | Callable[[int], float] = 0.0,
+    priority: int = 0,
     memory_limit: int | None = None,
+    name: str = "",
     on_error: OnError = "raise",
     initializer: Callable[..., object] | None = None,
     initargs: Iterable[Any] = (),
@@ -62,7 +64,9 @@ def map(
         retries: How often a failed call is tried again.
         retry_on: Only for these exceptions.
         backoff: Seconds before the first retry, or a callable; as `Pool.options` has it.
+        priority: As `Pool.options` has it; the calls of one map are all alike.
         memory_limit: Bytes that a call may take; more raises MemoryError in it.
+        name: What messages, `ps` and `current_task()` call the calls.
         on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
         initializer: Called in each worker before its first task, with `initargs`; what it returns is there
             `current_worker().state`.
@@ -87,7 +91,9 @@ def map(
         retries=retries,
         retry_on=retry_on,
         backoff=backoff,
+        priority=priority,
         memory_limit=memory_limit,
+        name=name,
     )
     options = MapOptions(star=len(iterables) != 1, ordered=ordered, policy=policy)
     if not iterables:
@@ -124,7 +130,9 @@ def imap(
     retries: int = 0,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
     backoff: float | Callable[[int], float] = 0.0,
+    priority: int = 0,
     memory_limit: int | None = None,
+    name: str = "",
     on_error: OnError = "raise",
     buffersize: int = 0,
     initializer: Callable[..., object] | None = None,
@@ -145,7 +153,9 @@ def imap(
         retries: How often a failed call is tried again.
         retry_on: Only for these exceptions.
         backoff: Seconds before the first retry, or a callable; as `Pool.options` has it.
+        priority: As `Pool.options` has it; the calls of one map are all alike.
         memory_limit: Bytes that a call may take; more raises MemoryError in it.
+        name: What messages, `ps` and `current_task()` call the calls.
         on_error: What a failed call does: "raise" its error, "collect" a `Failure` in its place, or "skip" it.
         buffersize: Items read ahead of the consumer; 0 = what keeps the workers busy.
         initializer: Called in each worker before its first task, with `initargs`; what it returns is there
@@ -170,7 +180,9 @@ def imap(
         retries=retries,
         retry_on=retry_on,
         backoff=backoff,
+        priority=priority,
         memory_limit=memory_limit,
+        name=name,
     )
     options = MapOptions(star=star, ordered=ordered, lazy=True, window=buffersize, policy=policy)
     pool = partial(Pool, workers, initializer, tuple(initargs), finalizer=finalizer)

@@ -82,11 +82,32 @@ _ENGINE: dict[str, str] = {
 }
 
 
+# What `multiprocessing.pool` has besides: ours by its names there, and what is the same for both.
+_ALIASES = {"ApplyResult": "AsyncResult", "IMapUnorderedIterator": "IMapIterator"}
+_ERRORS = {"MaybeEncodingError": "ResultPicklingError", "TimeoutError": "TimeoutError"}
+_STANDARD = {
+    *(
+        "CLOSE",
+        "INIT",
+        "RUN",
+        "TERMINATE",
+        "ExceptionWithTraceback",
+        "ThreadPool",
+        "job_counter",
+        "mapstar",
+        "rebuild_exc",
+    ),
+    *("starmapstar", "worker"),
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "ThreadPool":  # 20 ms of imports that a pool of processes does not need
+    if name in _STANDARD:  # 20 ms of imports that a pool of processes does not need
         value = getattr(import_module("multiprocessing.pool"), name)
-    elif name == "ApplyResult":
-        value = __getattr__("AsyncResult")
+    elif name in _ALIASES:
+        value = __getattr__(_ALIASES[name])
+    elif name in _ERRORS:
+        value = getattr(import_module("manycore.errors"), _ERRORS[name])
     elif name in _ENGINE:
         value = getattr(import_module(f"manycore._engine.{_ENGINE[name]}"), name)
     else:
@@ -326,10 +347,11 @@ class Pool(TakesOptions):
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         *,
+        on_error: OnError = "raise",
         progress: Any = None,
     ) -> MapResult[T]:
         """As `map`, returning at once; `callback` gets the list, or `error_callback` the error, when all are over."""
-        return self._collect_later(func, iterable, False, chunksize, callback, error_callback, progress)
+        return self._collect_later(func, iterable, False, chunksize, callback, error_callback, on_error, progress)
 
     def starmap_async(
         self,
@@ -339,10 +361,11 @@ class Pool(TakesOptions):
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         *,
+        on_error: OnError = "raise",
         progress: Any = None,
     ) -> MapResult[T]:
         """As `starmap`, returning at once; `callback` gets the list, or `error_callback` the error."""
-        return self._collect_later(func, iterable, True, chunksize, callback, error_callback, progress)
+        return self._collect_later(func, iterable, True, chunksize, callback, error_callback, on_error, progress)
 
     def imap(
         self,
@@ -460,8 +483,10 @@ class Pool(TakesOptions):
         chunksize: int | None,
         callback: Callable[[Any], object] | None,
         error_callback: Callable[[BaseException], object] | None,
+        on_error: OnError,
         progress: Any,
     ) -> MapResult[Any]:
+        check(on_error)
         self._engine.check_open()
         future: MapResult[Any] = MapResult(self._engine)
         future._callback = None
@@ -475,8 +500,8 @@ class Pool(TakesOptions):
             else:
                 future.set_exception(error)
 
-        options = MapOptions(star=star, chunksize=chunksize or 0, whole=True, policy=self._policy)
-        run = BackgroundRun(self._engine, func, iterable, options, finish)
+        options = MapOptions(star=star, chunksize=chunksize or 0, whole=on_error == "raise", policy=self._policy)
+        run = BackgroundRun(self._engine, func, iterable, options, finish, on_error)
         future._run = run
         run.keeper = self
         run.reporter = reporter_of(progress, run.total, self._engine)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from manycore._engine.local import Engine
     from manycore._engine.mapping import MapOptions
     from manycore._engine.outcomes import Block
+    from manycore._engine.results import OnError
 
 __all__ = ["BackgroundRun"]
 
@@ -27,6 +28,7 @@ class BackgroundRun(MapRun):
 
     Args:
         finish: Called once, without locks, when all items are over: with the list of the results, or the first error.
+        on_error: What a failed item does, as for `Pool.map`.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class BackgroundRun(MapRun):
         items: Iterable[Any],
         options: MapOptions,
         finish: Callable[[list[Any], BaseException | None], object],
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__(engine, function, items, options)
         self.of_main = False  # nobody asks again if the main thread is interrupted while it goes on with it
         self._finish = finish
+        self._on_error = on_error
         self._results: list[Any] = []
         self._over = False
 
@@ -57,7 +61,7 @@ class BackgroundRun(MapRun):
                     self._end(None)
                 return
             self._count(block)
-            add_results(self, block, self._results, "raise")
+            add_results(self, block, self._results, self._on_error)
 
     def _is_over(self) -> bool:
         return self._over

@@ -224,11 +224,11 @@ def test_what_a_map_sends_while_its_pool_is_terminated_starts_no_worker(monkeypa
     end, started = engine._end, engine._workforce.started
     pool.map_async(abs, [-1] * 200, chunksize=1)
 
-    def end_late(*, kill: bool) -> None:
+    def end_late(**how: Any) -> None:
         until = time.monotonic() + 0.3
         while engine._workforce.started == started and time.monotonic() < until:
             time.sleep(0.001)
-        end(kill=kill)
+        end(**how)
 
     monkeypatch.setattr(engine, "_end", end_late)
     pool.map_async(time.sleep, [1000] * 200, chunksize=1)

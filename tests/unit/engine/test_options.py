@@ -154,3 +154,48 @@ def test_auto_and_sizes(face: Any) -> None:
         manycore.Pool(1, idle_timeout=0)
     with manycore.Pool("auto") as pool:
         assert pool.apply(abs, (-1,)) == 1
+
+
+def test_each_map_takes_on_error(face: Any) -> None:
+    def kinds(results: Any) -> list[str]:
+        return [type(result).__name__ for result in results]
+
+    if isinstance(face, manycore.Pool):
+        runs: list[Callable[..., Any]] = [
+            face.map,
+            lambda *args, **options: face.map_async(*args, **options).get(20),
+            lambda f, items, **options: face.starmap_async(f, [(item,) for item in items], **options).get(20),
+            face.imap,
+        ]
+    else:
+        runs = [face.map, lambda *args, **options: face.map(*args, buffersize=2, **options)]
+    for run in runs:
+        assert kinds(run(inverse, [1, 0, 2], on_error="collect")) == ["float", "Failure", "float"]
+        assert list(run(inverse, [1, 0, 2], on_error="skip")) == [1.0, 0.5]
+        with pytest.raises(ZeroDivisionError):
+            list(run(inverse, [1, 0, 2], on_error="raise"))
+        with pytest.raises(ValueError, match="on_error must be"):
+            run(inverse, [1], on_error="ignore")
+
+
+def inverse(number: int) -> float:
+    return 1 / number
+
+
+def test_a_callback_gets_what_was_collected() -> None:
+    told: list[Any] = []
+    with manycore.Pool(1) as pool:
+        pool.map_async(inverse, [0, 1], callback=told.append, error_callback=told.append, on_error="skip").wait(20)
+    assert told == [[1.0]]
+
+
+def test_a_map_takes_every_option() -> None:
+    options: dict[str, Any] = {"timeout": 20, "soft_timeout": 10, "retries": 1, "priority": 3, "name": "seen"}
+    assert manycore.map(name_of_task, range(2), workers=1, **options) == ["seen", "seen"]
+    assert list(manycore.imap(name_of_task, range(2), workers=1, **options)) == ["seen", "seen"]
+
+
+def name_of_task(_: int) -> str:
+    task = manycore.current_task()
+    assert task is not None
+    return task.name
