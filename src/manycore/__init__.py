@@ -104,7 +104,8 @@ _HOMES = {
     "ReadWriteLock": "synchronize",
 }
 
-__all__ = sorted(["__version__", *_HOMES])  # noqa: PLE0605  (the stub beside this file is written out)
+# A star import leaves the builtin `map` as it is. The stub beside this file is written out.
+__all__ = sorted({"__version__", *_HOMES} - {"map"})  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> object:
@@ -117,4 +118,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES, *__all__})

@@ -161,7 +161,6 @@ __all__ = [
     "get_start_method",
     "imap",
     "log_to_stderr",
-    "map",
     "parent_process",
     "preload",
     "reducer",

@@ -16,7 +16,7 @@ HEAD = """\
 def text() -> str:
     """The stub for the table as it is."""
     lines = sorted(f"from manycore.{home} import {name} as {name}" for name, home in manycore._HOMES.items())
-    names = "".join(f'    "{name}",\n' for name in sorted(["__version__", *manycore._HOMES]))
+    names = "".join(f'    "{name}",\n' for name in manycore.__all__)
     return f"{HEAD}{chr(10).join(lines)}\n\n__version__: str\n_HOMES: dict[str, str]\n\n__all__ = [\n{names}]\n"
 
 

@@ -211,11 +211,16 @@ def start_progress(
         total: How many items there are: a number, a function that estimates it anew, or None.
         status: Gives `(workers, busy)`.
         transient: Whether the bar vanishes at the end.
+
+    Raises:
+        TypeError: `progress` is none of these.
     """
     if progress is None or progress is False:
         return None
     if callable(progress):
         return Reporter(None, total=total, status=status, callback=progress)
+    if not isinstance(progress, (bool, str)):
+        raise TypeError(f"progress must be True, a name or a callable, not {progress!r}")
     label = progress if isinstance(progress, str) else ""
     display: _Display
     if _in_notebook():

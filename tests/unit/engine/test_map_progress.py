@@ -167,3 +167,8 @@ def test_a_terminal_gets_a_bar() -> None:
 def test_a_log_gets_no_bar() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True)
     assert done.stderr == b""  # less than a minute
+
+
+def test_what_is_no_progress_is_refused() -> None:
+    with manycore.Pool(1) as pool, pytest.raises(TypeError, match="progress must be"):
+        pool.map(abs, [1], progress=5)
