@@ -259,7 +259,7 @@ if __name__ == "__main__":
 
 
 WHOLE = "MANYCORE_CHAOS_WHOLE" in os.environ  # a few minutes longer
-PROCESSES = 1000 if WHOLE else 100
+PROCESSES = 1000
 FEW = [  # the numbers of descriptors that are left
     (method, above)
     for method, step in zip(METHODS, (4, 8, 8, 8), strict=True)
