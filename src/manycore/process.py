@@ -10,6 +10,7 @@ Unlike multiprocessing: a daemonic process may have children; they end with it.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import sys
@@ -32,7 +33,9 @@ __all__ = ["BaseProcess", "active_children", "current_process", "parent_process"
 
 
 class _Settings:
-    """What a child sets for itself before it runs."""
+    """What a child sets for itself before it runs. Types are checked here, in the parent; what is wrong all the same
+    (a directory that does not exist, a core that may not be used) is raised in the child as if `run` had raised it.
+    """
 
     def __init__(
         self,
@@ -42,10 +45,14 @@ class _Settings:
         env: Mapping[str, str] | None,
         cwd: str | os.PathLike[str] | None,
     ) -> None:
-        self.nice = nice
-        self.cpu_affinity = None if cpu_affinity is None else frozenset(cpu_affinity)
-        self.memory_limit_bytes = memory_limit
-        self.env = None if env is None else dict(env)
+        from manycore._launch.arguments import integer
+
+        self.nice = None if nice is None else integer("nice", nice)
+        self.cpu_affinity = None if cpu_affinity is None else _cores(cpu_affinity)
+        self.memory_limit_bytes = None if memory_limit is None else integer("memory_limit", memory_limit, least=1)
+        self.env = None if env is None else _environment(env)
+        if cwd is not None and not isinstance(cwd, (str, bytes, os.PathLike)):
+            raise TypeError(f"cwd must be a path, not {cwd!r}")
         self.cwd = None if cwd is None else os.fspath(cwd)
 
     def apply(self) -> None:
@@ -56,11 +63,46 @@ class _Settings:
         if self.cwd is not None:
             os.chdir(self.cwd)
         if self.cpu_affinity is not None:
-            os.sched_setaffinity(0, self.cpu_affinity)
+            self._bind(self.cpu_affinity)
         if self.nice is not None:
             os.nice(self.nice)
         if self.memory_limit_bytes is not None:
             resource.setrlimit(resource.RLIMIT_AS, (self.memory_limit_bytes, self.memory_limit_bytes))
+
+    def _bind(self, cores: frozenset[int]) -> None:
+        """The kernel minds only if none of the cores may be used."""
+        try:
+            os.sched_setaffinity(0, cores)
+            refused = cores - os.sched_getaffinity(0)
+        except (OSError, OverflowError):
+            refused = cores
+        if refused:
+            raise OSError(errno.EINVAL, f"cpu_affinity: this process may not use the cores {sorted(refused)}")
+
+
+def _cores(cpu_affinity: Iterable[int]) -> frozenset[int]:
+    from manycore._launch.arguments import integer
+
+    try:
+        given = list(cpu_affinity)
+    except TypeError:
+        raise TypeError(f"cpu_affinity must be the numbers of cores, not {cpu_affinity!r}") from None
+    if not given:
+        raise ValueError("cpu_affinity must have at least one core")
+    return frozenset(integer("a core of cpu_affinity", core, least=0) for core in given)
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
+    """A copy. Values are often secrets, so that no message shows them."""
+    try:
+        copy: dict[Any, Any] = dict(env)
+    except (TypeError, ValueError):
+        raise TypeError(f"env must be a mapping, not {type(env).__name__}") from None
+    for name, value in copy.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            kinds = f"{type(name).__name__} to {type(value).__name__}"
+            raise TypeError(f"env must map str to str, not {kinds} as at {name!r}")
+    return copy
 
 
 class BaseProcess(_std.BaseProcess):
@@ -111,10 +153,12 @@ class BaseProcess(_std.BaseProcess):
         cwd: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
-        self._outcome = Outcome() if result else None
+        if on_death is not None and not callable(on_death):
+            raise TypeError(f"on_death must be callable, not {on_death!r}")
         self._on_death = on_death
         if any(setting is not None for setting in (nice, cpu_affinity, memory_limit, env, cwd)):
             self._settings = _Settings(nice, cpu_affinity, memory_limit, env, cwd)
+        self._outcome = Outcome() if result else None
 
     def run(self) -> Any:
         """What the process does: call the target. A subclass may do something else."""
@@ -190,6 +234,7 @@ class BaseProcess(_std.BaseProcess):
             TimeoutError: The process still runs.
             WorkerDied: The process ended without a result; the certificate says how.
             ResultPicklingError: The result could not be pickled.
+            OSError: A setting could not be made: no such directory, a core or a niceness that it may not have.
             Exception: What `run` raised, with its traceback as the cause.
         """
         if self._outcome is None:
@@ -249,13 +294,15 @@ class BaseProcess(_std.BaseProcess):
         del self.run  # the user's own again
         if sys.stdin is None:
             sys.stdin = stdin
-        if self._settings is not None:
-            self._settings.apply()
-        outcome = self._outcome
+        settings, outcome = self._settings, self._outcome
         if outcome is None:
+            if settings is not None:
+                settings.apply()
             run()
             return
         try:
+            if settings is not None:
+                settings.apply()
             outcome.put(run())
         except Exception as error:  # what is meant to end a process (SystemExit, KeyboardInterrupt) ends this one alone
             outcome.put_exception(error)

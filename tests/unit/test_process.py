@@ -174,6 +174,49 @@ class TestSettings:
         with pytest.raises(MemoryError):
             process.result(30)
 
+    def test_what_cannot_be_set_is_the_result(self, context: Any, tmp_path: Path) -> None:
+        process = context.Process(target=double, args=(1,), result=True, cwd=tmp_path / "nowhere")
+        process.start()
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            process.result(30)
+
+    @pytest.mark.parametrize("more", [[], [0]])
+    def test_a_core_that_may_not_be_used(self, more: list[int]) -> None:
+        """Also beside one that may: the kernel would take that one alone."""
+        cores = [1000, *(more and [min(os.sched_getaffinity(0))])]
+        process = manycore.Process(target=double, args=(1,), result=True, cpu_affinity=cores)
+        process.start()
+        with pytest.raises(OSError, match=r"cpu_affinity: .* cores \[1000\]"):
+            process.result(30)
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"nice": "x"}, TypeError),
+            ({"nice": 1.5}, TypeError),
+            ({"memory_limit": -5}, ValueError),
+            ({"memory_limit": 0}, ValueError),
+            ({"memory_limit": "1G"}, TypeError),
+            ({"cwd": 5}, TypeError),
+            ({"env": 5}, TypeError),
+            ({"env": {"NAME": 1}}, TypeError),
+            ({"env": {1: "value"}}, TypeError),
+            ({"cpu_affinity": 0}, TypeError),
+            ({"cpu_affinity": "01"}, TypeError),
+            ({"cpu_affinity": []}, ValueError),
+            ({"cpu_affinity": [-1]}, ValueError),
+            ({"on_death": 5}, TypeError),
+        ],
+    )
+    def test_wrong_ones_are_noticed_at_once(self, options: Any, error: Any) -> None:
+        with pytest.raises(error, match=f"{next(iter(options))} must"):
+            manycore.Process(target=double, args=(1,), **options)
+
+    def test_a_message_shows_no_value_of_the_environment(self) -> None:
+        with pytest.raises(TypeError, match="TOKEN") as caught:
+            manycore.Process(target=double, env={"TOKEN": b"secret"})  # type: ignore[dict-item]
+        assert "secret" not in str(caught.value)
+
 
 class TestEnding:
     def test_terminate_with_grace_ends_a_deaf_process(self, context: Any) -> None:
