@@ -96,6 +96,10 @@ def raise_unpicklable() -> None:
     raise Unpicklable(1, 2)
 
 
+def make_locks() -> dict[str, Any]:
+    return {"locks": (1, threading.Lock())}
+
+
 class Subclass(manycore.Process):
     def run(self) -> Any:
         return 5
@@ -131,6 +135,13 @@ class TestResult:
         process.start()
         with pytest.raises(manycore.ResultPicklingError, match="in raise_unpicklable"):
             process.result(30)
+
+    def test_value_that_cannot_be_pickled(self, context: Any) -> None:
+        for target, name in ((threading.Lock, "result"), (make_locks, r"result\['locks'\]\[1\]")):
+            process = context.Process(target=target, result=True)
+            process.start()
+            with pytest.raises(manycore.ResultPicklingError, match=f"^{name}: cannot pickle"):
+                process.result(30)
 
     def test_death(self, context: Any) -> None:
         process = started(context, stay, result=True)

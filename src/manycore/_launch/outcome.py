@@ -43,7 +43,7 @@ class Outcome:
         Raises:
             ResultPicklingError: It cannot be pickled.
         """
-        self._write(codec.dumps((True, value, ""), to_parent=True))
+        self._write(codec.dumps((True, value, ""), to_parent=True, roots=("", "result")))
 
     def put_exception(self, error: BaseException) -> None:
         """Record what the function raised, or at least its text."""
