@@ -8,7 +8,8 @@ that its start method gives it: the parent's as it was ("fork"), or one imported
 
 If a process dies: the child: `status` is set, whoever reaps it, and what it started is killed. This process: the
     lifeline kills the child.
-Unlike multiprocessing: a child leads a process group, which ends with it; Ctrl-C is the parent's alone.
+Unlike multiprocessing: a child leads a process group, which ends with it, and so is no daemonic process, which
+    may not have children; Ctrl-C is the parent's alone.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class _Process(process.BaseProcess):
     _on_death = None
 
     def __init__(self, method: str, entry: str, payload: Any, fds: Sequence[int], title: str) -> None:
-        super().__init__(name=title, daemon=True)
+        super().__init__(name=title, daemon=False)  # whose code may start standard processes
         self._start_method = method  # of the processes that it starts
         self._tie = Tie()
         self._words = LastWords()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -43,6 +44,17 @@ def test_a_pool_in_a_task() -> None:
     with manycore.ProcessPoolExecutor(1) as executor:
         assert executor.submit(inner, 10).result() == 55
     assert manycore.map(innermost, [2]) == [3]
+
+
+def inner_of_the_standard(n: int) -> int:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return sum(pool.map(abs, range(-n, 0)))
+
+
+@pytest.mark.parametrize("method", ["zygote", "fork"])  # "spawn" would leave a resource tracker here
+def test_a_standard_pool_in_a_task(method: str) -> None:
+    with manycore.Pool(1, context=manycore.get_context(method)) as pool:
+        assert pool.apply(inner_of_the_standard, (10,)) == 55
 
 
 def innermost_forever(depth: int) -> int:
