@@ -12,6 +12,8 @@ While a task runs, the process's title ends with its function's name: some bytes
 A life: initializer -> READY -> the loop -> LEAVING -> finalizer -> exit. The finalizer runs at every end but a kill,
 for a bounded time: then the kernel ends the process, whatever it hangs in.
 
+A task may fork. Where its function comes to an end in the child too, that process ends: it has no say in the rings.
+
 If a process dies: anywhere here, the parent reads the ring, the slots and the page, in this order (see
     `_native/c/task_ring.h`), and knows which items are done, which one is to blame, and which never began.
 """
@@ -36,6 +38,7 @@ from manycore._engine.here import CurrentTask, CurrentWorker
 from manycore._engine.lines import write_whole_lines
 from manycore._engine.log_source import LogSource, forward
 from manycore._engine.spool import read_exactly
+from manycore._launch.worker import end_fork
 from manycore._memory import codec
 from manycore._memory.arena import Arena, ArenaFull, ArenaView, default_budget
 from manycore._memory.segment import Segment, collecting
@@ -282,6 +285,7 @@ class _Worker:
             try:
                 result = guard.call(partial(self.tasks.begin, self.index, item), function, args, kwargs)
             except BaseException as error:  # also SystemExit: it is the item that ends, not the worker
+                self.results.check()
                 took = now_ns() - guard.began_ns
                 flags = frames.RETRY if guard.retries(error) else 0
                 self.results.put(task, item, frames.RAISED, took, dump_failure(error, skip=2), flags)
@@ -296,6 +300,7 @@ class _Worker:
         self.tasks.done(self.index, busy_ns, len(calls) - first)
 
     def put_raised(self, task: int, item: int, took_ns: int, error: BaseException) -> None:
+        self.results.check()
         self.results.put(task, item, frames.RAISED, took_ns, dump_failure(error))
         error.__traceback__ = None
 
@@ -315,6 +320,7 @@ class _Worker:
             return None
 
     def put_result(self, task: int, item: int, took_ns: int, result: Any) -> None:
+        self.results.check()
         packed = pack(result)
         if packed is not None and len(packed) <= FRAGMENT_BYTES:
             self.results.put(task, item, frames.OK, took_ns, packed)
@@ -367,6 +373,7 @@ def main(payload: bytes | dict[str, Any], fds: list[int]) -> int:
     tasks_fd, _, _, results_fd, _ = fds
     tasks = TaskRing(Segment.from_fd(tasks_fd).buffer)
     results = ResultRing(Segment.from_fd(results_fd).buffer, bell=tasks)
+    os.register_at_fork(after_in_child=partial(results.disown, end_fork))
     if setup["main"] is not None:
         codec.become_worker(setup["main"])
     identity.assume(f"PoolWorker-{index + 1}", setup["identity"])
@@ -388,6 +395,7 @@ def main(payload: bytes | dict[str, Any], fds: list[int]) -> int:
                 function, arguments = codec.load_function(function), codec.loads(arguments)
             current.state = function(*arguments)
     except BaseException as error:
+        results.check()
         results.put(0, 0, frames.INIT_FAILED, 0, dump_failure(error))
         tasks.notify()
         return 1
@@ -402,6 +410,7 @@ def main(payload: bytes | dict[str, Any], fds: list[int]) -> int:
     tasks.notify()
     if finalizer is not None:
         _finalize(finalizer, current.state, setup["finalizer_seconds"])
+        results.check()
     worker.leave()
     return 0
 

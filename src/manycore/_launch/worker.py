@@ -124,12 +124,30 @@ def run(entry: str, payload: bytes | None, payload_fd: int | None, fds: list[int
         _finish()
     except BaseException as error:
         code = _report(error) or code
+    _flush()
+    return code
+
+
+def end_fork() -> None:
+    """End a process that the caller's code has forked, and which comes back to ours: at once, and of ours runs nothing.
+
+    No exit handlers, no finalizers: they are the other process's. What is being handled is reported.
+    """
+    code = 1
+    try:
+        error = sys.exc_info()[1]
+        code = 0 if error is None else _report(error)
+        _flush()
+    finally:
+        os._exit(code & 0xFF)
+
+
+def _flush() -> None:
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
         except (AttributeError, OSError, ValueError):
             pass
-    return code
 
 
 def _report(error: BaseException) -> int:

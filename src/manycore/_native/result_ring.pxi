@@ -25,6 +25,7 @@ cdef class ResultRing:
     cdef public uint64_t taken_bytes
     cdef uint64_t put_task, put_next        # what a short record would be taken for, as the worker knows it;
     cdef uint64_t taken_task, taken_next    # as the parent knows it; item 0: for nothing
+    cdef object leave                       # None but in a fork of the worker
 
     def __cinit__(self, uint8_t[::1] buffer, bint create=False, TaskRing bell=None):
         cdef uint64_t capacity = 4096
@@ -43,6 +44,16 @@ cdef class ResultRing:
     def address(self):
         """Where it is, for another extension; good as long as this object is."""
         return <uintptr_t>self.results
+
+    def disown(self, leave):
+        """In a fork of the worker, which has no say here: whatever would write a record calls `leave` instead."""
+        self.leave = leave
+        self.put_next = 0  # no short record: they do not look
+
+    def check(self):
+        """In a fork of the worker, call what `disown` was given."""
+        if self.leave is not None:
+            self.leave()
 
     cdef mc_record *reserve(self, uint32_t length) except NULL:
         cdef uint32_t size = (<uint32_t>sizeof(mc_record) + length + 7) & ~<uint32_t>7
@@ -64,6 +75,8 @@ cdef class ResultRing:
 
     cdef int write(self, uint64_t task, uint64_t item, uint8_t status, uint8_t kind, uint16_t flags, int64_t took_ns,
                    const void *payload, uint32_t length) except -1:
+        if self.leave is not None:
+            self.leave()
         cdef mc_record *record = self.reserve(length)
         record.status = status
         record.kind = kind
