@@ -19,13 +19,11 @@ If a process dies:
     a worker: the reaper puts it among the dead; whoever drains next buries it (`settlement.py`).
     the parent: the kernel kills the workers.
 If Ctrl-C comes while the main thread does something for others: it comes a moment later (`SHIELD`, `aftermath.py`).
-A forked child of the parent has no collector and no workers: the engine is closed to it.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 import threading
 import time
@@ -34,7 +32,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch, errors
-from manycore._engine import log_sink
+from manycore._engine import log_sink, parting
 from manycore._engine.aftermath import sleep_on
 from manycore._engine.calls import Line
 from manycore._engine.dispatch import Dispatcher
@@ -77,7 +75,6 @@ CALLBACK_GRACE: Final = 0.5  # seconds
 LAST_SECONDS: Final = 5.0
 
 _names = itertools.count(1)
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine(Line):
@@ -108,7 +105,7 @@ class Engine(Line):
         self._unmanned = True  # workers are to be started when there is work
         self._closed = False  # no new tasks
         self._ended = False  # no workers, and no new ones
-        self._forked = False  # this process is a forked child of the engine's
+        self._parted = ""  # why this process has nothing more to do with the workers: it is a fork, or at its end
         self._unattended = False  # nobody submits any more, and nobody will call `join`
         self._abandoned = False  # nobody has the pool any more
         self._draining = False  # left standing by a drain that was interrupted
@@ -118,7 +115,7 @@ class Engine(Line):
         self._watched_until: int | None = None  # ns; when the collector looks at the deadlines next
         self._idle = threading.Condition(threading.Lock())  # notified when nothing is outstanding, and at the end
         self._over = Flag()  # set once everything has been given back
-        _engines.add(self)
+        parting.engines.add(self)
 
     def start(self) -> None:
         """Start the workers and the collector, once."""
@@ -141,8 +138,8 @@ class Engine(Line):
         """Raise unless new tasks are taken."""
         if self._broken is not None:
             raise errors.PoolBroken(str(self._broken)) from self._broken
-        if self._forked:
-            raise PoolClosed(f"pool {self.name!r} belongs to this process's parent: a forked child makes its own")
+        if self._parted:
+            raise PoolClosed(self._parted)
         if self._closed:
             raise PoolClosed(f"pool {self.name!r} is closed: it takes no new tasks")
 
@@ -227,6 +224,8 @@ class Engine(Line):
 
     def drop(self, tasks: Iterable[Task], *, running: bool = False) -> list[Task]:
         """Forget tasks, and return those that were there: no worker gets them, or they go unheard, or are ended too."""
+        if self._parted:
+            return []
         with SHIELD, self._lock:
             try:
                 dropped = [task for task in tasks if task.state not in (TaskState.NEW, TaskState.DONE)]
@@ -252,6 +251,9 @@ class Engine(Line):
         """
         deadline_ns = None if deadline is None else int(deadline * 1e9)
         while not ready():
+            if self._parted:  # at the interpreter's end its other threads wait on, and say nothing
+                self._over.wait(0.0 if SHIELD.main else LAST_SECONDS)
+                raise PoolClosed(self._parted)
             if self._ended:  # what was submitted in the last moment fails before it is over
                 self.call_after()
                 self._over.wait(LAST_SECONDS if deadline is None else min(LAST_SECONDS, deadline - time.monotonic()))
@@ -415,7 +417,7 @@ class Engine(Line):
         """Take back a future's task if no worker has begun it; if one has and `running`, kill that worker."""
         with SHIELD, self._lock:
             task: Task | None = future._task
-            if task is None:
+            if task is None or self._parted:
                 return False
             try:
                 call = future.give_up() if self._settlement.take_back(task, running=running) else None
@@ -500,7 +502,7 @@ class Engine(Line):
 
     def finish_unattended(self) -> None:
         """From a finalizer, so without locks: nobody submits any more; what is there is done, then the workers end."""
-        if self._ended or self._forked or self._collector is None:
+        if self._ended or self._collector is None:
             return
         self._closed = True
         self._unattended = True
@@ -525,7 +527,7 @@ class Engine(Line):
         Args:
             read_all: Lazy maps read what is left of their inputs now; else they end with what they have read.
         """
-        if self._forked:
+        if self._parted:
             return
         for reference in tuple(self._runs.values()):
             run = reference()
@@ -543,7 +545,7 @@ class Engine(Line):
 
     def terminate(self, error: BaseException | None = None, signum: int | None = None) -> None:
         """Kill the workers (those that get `signum`: after STOP_GRACE), fail what is outstanding, free everything."""
-        if not self._forked:
+        if not self._parted:
             self._end(kill=True, error=error, signum=signum)
 
     def _end(self, *, kill: bool, error: BaseException | None = None, signum: int | None = None) -> None:
@@ -585,15 +587,14 @@ class Engine(Line):
 
     def disown(self) -> None:
         """In a forked child of the parent: the workers are not its own."""
-        self._forked = self._closed = self._ended = True
+        self._parted = f"pool {self.name!r} belongs to this process's parent: a forked child makes its own"
+        self._closed = self._ended = True
         self.outbox.disown()
         self._lock = threading.Lock()
         self._over.set()
 
-
-def _after_fork() -> None:
-    for engine in tuple(_engines):
-        engine.disown()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    def leave(self) -> None:
+        """At the interpreter's end, which kills the workers: none is started any more, and no end is waited for."""
+        with SHIELD, self._lock:
+            self._parted = self._parted or f"pool {self.name!r} ended with the interpreter"
+            self._closed = self._ended = True

@@ -25,6 +25,7 @@ import _socket
 import array
 import atexit
 import errno
+import functools
 import marshal
 import os
 import select
@@ -488,14 +489,9 @@ def current() -> Launcher:
     return _current
 
 
-_hooked = False
-
-
+@functools.cache
 def _hook() -> None:
-    global _hooked
-    if _hooked:
-        return
-    _hooked = True
+    """Once: what is called at a fork and at the end."""
     os.register_at_fork(after_in_child=_forget)
     atexit.register(_at_exit)
     _end.watch(threading)
@@ -539,7 +535,22 @@ def _wait() -> None:
         util._exit_function()
 
 
-_end = End(_stop, _wait, shutdown)
+_before_end: list[Callable[[], object]] = []
+
+
+def before_end(call: Callable[[], object]) -> None:
+    """Have this called at the interpreter's end, before what was launched is killed."""
+    _hook()
+    _before_end.append(call)
+
+
+def _finish() -> None:
+    for call in _before_end:
+        call()
+    shutdown()
+
+
+_end = End(_stop, _wait, _finish)
 _at_exit = _end.at_exit
 
 
@@ -586,4 +597,4 @@ def ensure_started() -> None:
     current().ensure_started()
 
 
-__all__ = ["Launcher", "current", "ensure_started", "launch", "preload", "shutdown"]
+__all__ = ["Launcher", "before_end", "current", "ensure_started", "launch", "preload", "shutdown"]
