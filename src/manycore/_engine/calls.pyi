@@ -45,7 +45,7 @@ class Call:
     _owner: Any
     _task: Task | None
     _arguments: tuple[tuple[Any, ...], dict[str, Any]] | None
-    _raw: tuple[int, Any, str] | None
+    _raw: tuple[int, Any, Any] | None
     _keeper: object
     def __init__(self, owner: Any = None) -> None: ...
     def done(self) -> bool: ...
@@ -56,10 +56,10 @@ class Call:
         state: str,
         result: Any,
         exception: BaseException | None,
-        raw: tuple[int, Any, str] | None,
+        raw: tuple[int, Any, Any] | None,
         guarded: bool,
     ) -> bool | None: ...
-    def _decoded(self, raw: tuple[int, Any, str], result: Any, exception: BaseException | None) -> None: ...
+    def _decoded(self, raw: tuple[int, Any, Any], result: Any, exception: BaseException | None) -> None: ...
 
 class Book:
     _tasks: dict[int, Task]

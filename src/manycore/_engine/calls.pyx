@@ -401,7 +401,7 @@ def settle(Book book, ring, Py_ssize_t worker, list litter):
         value = None
         if kind == KIND_PICKLE:
             data = PyBytes_FromStringAndSize(payload, record.length)
-            raw = (OK, data, f"{task.function.name}() on worker {worker}")
+            raw = (OK, data, (task.id, task.policy, task.function, call._arguments, worker))
         elif kind == KIND_INT:
             value = (<int64_t *>payload)[0]
         elif kind == KIND_FLOAT:

@@ -8,10 +8,12 @@ from manycore import errors
 
 if TYPE_CHECKING:
     from manycore._engine.calls import Task
+    from manycore._engine.functions import Function
     from manycore._engine.orders import Failed
+    from manycore._engine.policy import Policy
     from manycore._launch import Certificate
 
-__all__ = ["death_error", "describe_item", "shorten"]
+__all__ = ["death_error", "describe_call", "describe_item", "shorten"]
 
 _SHORT = 60  # characters of a string that a message shows; of an argument, twice as many
 _MANY = 20  # items of a container that it shows
@@ -53,10 +55,20 @@ def shorten(value: Any, depth: int = 2) -> str:
 
 def describe_item(task: Task, item: int) -> str:
     """What ran, for messages: `task 41 resize('a.png')`."""
-    args, kwargs = task.sink.arguments(task, item)
-    shown = [shorten(value) for value in args] + [f"{name}={shorten(value)}" for name, value in kwargs.items()]
-    name = f"{task.policy.name!r} " if task.policy is not None and task.policy.name else ""
-    return f"task {task.id} {name}{task.function.name}({', '.join(shown)})"
+    return describe_call(task.id, task.policy, task.function, task.sink.arguments(task, item))
+
+
+def describe_call(
+    number: int, policy: Policy | None, function: Function, arguments: tuple[tuple[Any, ...], dict[str, Any]] | None
+) -> str:
+    """The same of a task that is no more; of arguments that were long, and so not kept: `task 41 resize(...)`."""
+    if arguments is None:
+        shown = ["..."]
+    else:
+        args, kwargs = arguments
+        shown = [shorten(value) for value in args] + [f"{name}={shorten(value)}" for name, value in kwargs.items()]
+    name = f"{policy.name!r} " if policy is not None and policy.name else ""
+    return f"task {number} {name}{function.name}({', '.join(shown)})"
 
 
 def death_error(who: str, what: str, certificate: Certificate | None, failed: Failed) -> BaseException:

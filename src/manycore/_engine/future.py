@@ -27,7 +27,7 @@ from manycore._engine import frames
 from manycore._engine.aftermath import sleep_on
 from manycore._engine.calls import Call
 from manycore._engine.cargo import Parcel
-from manycore._engine.death import describe_item
+from manycore._engine.death import describe_call
 from manycore._engine.failure import load_failure
 from manycore._memory import codec
 from manycore._native.ring import SHIELD
@@ -63,15 +63,16 @@ class Owner(Protocol):
         """Whether a worker has the task."""
 
 
-def outcome_of(status: int, data: Any, where: str) -> tuple[Any, BaseException | None]:
-    """Decode a record: (result, None) or (None, exception)."""
+def outcome_of(status: int, data: Any, place: Callable[[], str]) -> tuple[Any, BaseException | None]:
+    """Decode a record: (result, None) or (None, exception), which says what `place()` does of where it comes from."""
     if status == frames.OK:
         try:
             return (data.open() if type(data) is Parcel else codec.loads(data)), None
         except BaseException as broken:
-            error: BaseException = ResultPicklingError(f"the result of {where} could not be rebuilt here: {broken!r}")
+            error: BaseException = ResultPicklingError(f"the result of {place()} could not be rebuilt here: {broken!r}")
             error.__cause__ = broken
             return None, error
+    where = place()
     remote, name, text = load_failure(data)
     if status == frames.RAISED and remote is not None:
         remote.__cause__ = RemoteTraceback(f"{where}\n{text}")
@@ -155,7 +156,7 @@ class Future(Call, concurrent.futures.Future[T]):
     # Resolving: by the engine, or by whoever made a future without one
 
     def _finish(
-        self, state: str, result: Any, exception: BaseException | None, raw: tuple[int, Any, str] | None
+        self, state: str, result: Any, exception: BaseException | None, raw: tuple[int, Any, Any] | None
     ) -> list[Callable[[Any], object]]:
         """Move to a final state and wake who waits; returns the callbacks, which the caller runs without locks."""
         if self._settle(state, result, exception, raw, False) is not None:
@@ -215,15 +216,11 @@ class Future(Call, concurrent.futures.Future[T]):
         return partial(self._call_all, callbacks) if callbacks else None
 
     def take(
-        self, task: Task, item: int, status: int, data: Any, _took_ns: int, worker: int
+        self, task: Task, _item: int, status: int, data: Any, _took_ns: int, worker: int
     ) -> Callable[[], object] | None:
         """The result or the failure, pickled."""
-        if status == frames.OK:
-            where = f"{task.function.name}() on worker {worker}"
-        else:
-            where = f"{describe_item(task, item)} on worker {worker}"
-            where += f" of pool {self._owner.name!r}" if self._owner is not None else ""
-        callbacks = self._finish(FINISHED, None, None, (status, data, where))
+        place = (task.id, task.policy, task.function, self._arguments, worker)
+        callbacks = self._finish(FINISHED, None, None, (status, data, place))
         return partial(self._call_all, callbacks) if callbacks else None
 
     def fail(self, _task: Task, _item: int, error: BaseException) -> Callable[[], object] | None:
@@ -240,9 +237,9 @@ class Future(Call, concurrent.futures.Future[T]):
         for callback in self._finish(FINISHED, None, ResultLost(f"task {task.id} cannot be sent again"), None):
             self._call(callback)
 
-    def arguments(self, _task: Task, _item: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the call was given, for messages."""
-        return self._arguments or ((), {})
+    def arguments(self, _task: Task, _item: int) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What the call was given, for messages; None when it was long."""
+        return self._arguments
 
     def _call_all(self, callbacks: list[Callable[[Any], object]]) -> None:
         for callback in callbacks:
@@ -265,8 +262,16 @@ class Future(Call, concurrent.futures.Future[T]):
         if raw is None:
             return
         status, data, where = raw
-        result, exception = outcome_of(status, data, where)
+        result, exception = outcome_of(status, data, partial(self._place, where))
         self._decoded(raw, result, exception)
+
+    def _place(self, where: str | tuple[Any, ...]) -> str:
+        """Where the call ran, for messages; most results need none, and so it is a text only here."""
+        if isinstance(where, str):
+            return where
+        *call, worker = where
+        pool = f" of pool {self._owner.name!r}" if self._owner is not None else ""
+        return f"{describe_call(*call)} on worker {worker}{pool}"
 
     def _outcome(self, timeout: float | None) -> T:
         """What is left of `result` when the result is not there, or is not one."""

@@ -537,10 +537,12 @@ class MapRun:
         else:
             item = block.items[0]
             given = item if self._options.star and type(item) is tuple else (item,)
-            where = f"{self._function.name}({', '.join(shorten(value) for value in given)})"
-            where = f"{where} on worker {block.worker} of pool {self._engine.name!r}"
-            result, error = outcome_of(block.status, block.values[0], where)
+            result, error = outcome_of(block.status, block.values[0], lambda: self._place(given, block.worker))
         yield Outcome(block.index, block.items[0], result, error, block.seconds, block.worker)
+
+    def _place(self, given: tuple[Any, ...], worker: int) -> str:
+        called = f"{self._function.name}({', '.join(shorten(value) for value in given)})"
+        return f"{called} on worker {worker} of pool {self._engine.name!r}"
 
     @property
     def failed(self) -> bool:
@@ -550,7 +552,7 @@ class MapRun:
     def heed(self, outcome: Outcome) -> None:
         """Raise the error of an outcome, where there is one; that of a whole run is raised at its end."""
         if not self._options.whole:
-            outcome.get()
+            outcome.give()
         elif outcome.error is not None:
             with self._mutex:
                 self._spoil(Block(outcome.index, [outcome.error], [outcome.item], FAILED, 0.0, -1))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from manycore._engine.death import shorten
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -49,6 +51,18 @@ class Outcome:
         if self.error is not None:
             raise self.error
         return self.result
+
+    def give(self) -> Any:
+        """As `get`, from an iterator's step: there, what says that the iterator is at its end would be taken for that.
+
+        Raises:
+            RuntimeError: The error is a StopIteration or a StopAsyncIteration, and so the cause of this one.
+        """
+        means_end = isinstance(self.error, StopIteration | StopAsyncIteration)
+        if means_end:
+            what = f"the call for item {self.index} ({shorten(self.item)})"
+            raise RuntimeError(f"{what} raised {type(self.error).__name__}") from self.error
+        return self.get()
 
 
 class Failure:

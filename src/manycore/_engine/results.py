@@ -168,10 +168,8 @@ class IMapIterator:
 
     def _give(self, outcome: Outcome) -> tuple[Any, bool]:
         """What to give for an outcome, and whether to give anything."""
-        if outcome.error is None:
-            return outcome.result, True
-        if self._on_error == "raise":
-            raise outcome.error
+        if outcome.error is None or self._on_error == "raise":
+            return outcome.give(), True
         if self._on_error == "collect":
             return Failure(outcome.index, outcome.item, outcome.error), True
         return None, False
@@ -232,7 +230,7 @@ class MapIterator:
         if outcome is None:
             self._run.forget()
             raise StopAsyncIteration
-        return outcome.get()
+        return outcome.give()
 
     def close(self) -> None:
         """Read and send nothing more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing.pool
 import os
 import threading
@@ -79,6 +80,84 @@ def test_what_cannot_be_pickled_is_named(face: Any, run: Run) -> None:
         with pytest.raises(manycore.ResultPicklingError, match=r"give_back_a_lock.*\['kept'\]\[0\].*lock") as caught:
             run(pool, give_back_a_lock, 1)
         assert caught.value.__cause__ is not None
+
+
+class NotAgain:
+    """Can be pickled, and not be rebuilt."""
+
+    def __init__(self, padding: int = 0) -> None:
+        self.padding = bytes(padding)
+
+    def __reduce__(self) -> Any:
+        return int, ("no number", 10, self.padding)
+
+
+def give_what_cannot_be_rebuilt(_: int, unit: str = "m") -> Any:
+    return NotAgain()
+
+
+@every_way
+def test_what_cannot_be_rebuilt_is_named(face: Any, run: Run) -> None:
+    with face(1, name="named") as pool:
+        for _ in range(3):  # the first call, and those that are collected a shorter way
+            with pytest.raises(manycore.ResultPicklingError) as result:
+                run(pool, give_what_cannot_be_rebuilt, 3, "km")
+            assert "give_what_cannot_be_rebuilt(3, 'km') on worker 0 of pool 'named'" in str(result.value)
+        with pytest.raises(manycore.TaskPicklingError) as argument:
+            run(pool, abs, NotAgain())
+        assert "abs(<NotAgain>) on worker 0 of pool 'named'" in str(argument.value)
+
+
+def test_long_arguments_are_not_kept_to_be_named() -> None:
+    with manycore.Pool(1) as pool, pytest.raises(manycore.TaskPicklingError, match=r"abs\(\.\.\.\) on worker 0"):
+        pool.apply(abs, (NotAgain(100_000),))
+
+
+def stop(n: int) -> int:
+    if n == 2:
+        raise StopIteration(n)
+    if n == 3:
+        raise StopAsyncIteration
+    return n
+
+
+WALKS: dict[str, Callable[[Any, Any], Any]] = {
+    "imap": lambda pool, _: pool.imap(stop, range(5)),
+    "imap_unordered": lambda pool, _: pool.imap_unordered(stop, range(5)),
+    "executor": lambda _, executor: executor.map(stop, range(5)),
+    "executor, lazily": lambda _, executor: executor.map(stop, range(5), buffersize=2),
+    "function": lambda *_: manycore.imap(stop, range(5), workers=1),
+}
+
+
+@pytest.mark.parametrize("walk", WALKS.values(), ids=WALKS)
+def test_what_means_an_iterators_end_is_no_end(walk: Callable[[Any, Any], Any]) -> None:
+    with manycore.Pool(1) as pool, manycore.ProcessPoolExecutor(1) as executor:
+        results = walk(pool, executor)
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(RuntimeError, match=r"item 2 \(2\) raised StopIteration") as caught:
+            next(results)
+        assert isinstance(caught.value.__cause__, StopIteration)
+        assert isinstance(caught.value.__cause__.__cause__, manycore.errors.RemoteTraceback)
+
+
+def test_nor_is_it_an_asynchronous_ones() -> None:
+    async def walk(results: Any, met: list[str]) -> None:
+        while True:
+            try:
+                async for value in results:
+                    met += [str(value)]
+                return
+            except RuntimeError as error:
+                met.append(type(error.__cause__).__name__)
+                if len(met) > 9:
+                    return
+
+    with manycore.Pool(1) as pool, manycore.ProcessPoolExecutor(1) as executor:
+        for results in (pool.imap(stop, range(5)), executor.map(stop, range(5), chunksize=1)):
+            met: list[str] = []
+            asyncio.run(walk(results, met))
+            assert met == ["0", "1", "StopIteration", "StopAsyncIteration", "4"]
 
 
 @pytest.mark.parametrize("chunksize", [None, 50])
