@@ -46,6 +46,31 @@ def test_a_pool_in_a_task() -> None:
     assert manycore.map(innermost, [2]) == [3]
 
 
+@pytest.mark.parametrize("how", ["one", "all"])
+def test_a_fork_cancels_nothing(how: str) -> None:
+    """The calls are its parent's, who waits for them."""
+    gate = manycore.Event()
+    with manycore.ProcessPoolExecutor(1) as executor:
+        executor.submit(gate.wait)
+        futures = [executor.submit(abs, -n) for n in range(50)]
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                if how == "all":
+                    executor.kill_workers()
+                code = int(any(future.cancel(running=True) for future in futures))
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        gate.set()
+        try:
+            assert [future.result(30) for future in futures] == list(range(50))
+        except BaseException:
+            executor.kill_workers()
+            raise
+
+
 def inner_of_the_standard(n: int) -> int:
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return sum(pool.map(abs, range(-n, 0)))
