@@ -170,6 +170,8 @@ def imap(
     check(on_error)
     if workers is not None and workers != "auto" and workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
+    if buffersize < 0:
+        raise ValueError(f"buffersize must be at least 1, or 0 for what is useful, not {buffersize}")
     star = len(iterables) != 1
     items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
     total = len(items) if isinstance(items, Sized) else None

@@ -101,6 +101,10 @@ class MapRun:
     """
 
     def __init__(self, engine: Engine, function: Callable[..., Any], items: Iterable[Any], options: MapOptions) -> None:
+        if options.chunksize < 0:
+            raise ValueError(f"chunksize must be at least 1, not {options.chunksize}")
+        if options.window < 0:
+            raise ValueError(f"buffersize must be at least 1, or 0 for what is useful, not {options.window}")
         self._engine = engine
         self._options = options
         self._lazy = options.lazy
@@ -403,7 +407,7 @@ class MapRun:
         if source is None:
             return
         try:
-            while self._unbounded or self._sent + len(supply) - self._yielded < window:
+            while not self._abandoned and (self._unbounded or self._sent + len(supply) - self._yielded < window):
                 item = next(source)
                 if item is NOTHING_YET:
                     return

@@ -248,3 +248,41 @@ def test_a_callback_that_takes_its_time_bounds_a_wait() -> None:
         assert pool.apply(abs, (-2,)) == 2  # others have theirs
         may_go_on.set()
         assert result.get(10) == 1
+
+
+def test_who_joins_the_pool_reads_no_more_of_a_map_that_was_closed() -> None:
+    read = threading.Semaphore(0)
+    pool = manycore.Pool(1)
+
+    def items() -> Iterator[int]:
+        for n in itertools.count():
+            read.release()
+            yield n
+
+    results = pool.imap(abs, items(), buffersize=4)
+    pool.close()
+    joining = threading.Thread(target=pool.join, daemon=True)
+    joining.start()
+    for _ in range(100):
+        read.acquire()
+    results.close()
+    joining.join(30)
+    assert not joining.is_alive()
+
+
+@pytest.mark.parametrize("name", ["imap", "imap_unordered", "outcomes"])
+@pytest.mark.parametrize("what", ["buffersize", "chunksize"])
+def test_less_than_no_items_are_refused_at_the_call(pool: manycore.Pool, name: str, what: str) -> None:
+    with pytest.raises(ValueError, match=rf"(?i){what} must be .*not -1"):
+        getattr(pool, name)(abs, [1], **{what: -1})
+
+
+@pytest.mark.parametrize("name", ["map", "starmap", "map_async", "starmap_async"])
+def test_chunks_of_less_than_no_items_are_refused_at_the_call(pool: manycore.Pool, name: str) -> None:
+    with pytest.raises(ValueError, match=r"chunksize must be .*not -1"):
+        getattr(pool, name)(abs, [(1,)], chunksize=-1)
+
+
+def test_a_map_of_its_own_refuses_a_negative_buffer_at_the_call() -> None:
+    with pytest.raises(ValueError, match=r"buffersize must be .*not -1"):
+        manycore.imap(abs, [1], buffersize=-1)
