@@ -20,7 +20,7 @@ from manycore._engine import bring, here
 from manycore._engine.options import TakesOptions
 from manycore._engine.settings import INSTEAD, idle_nanoseconds, start_method_of
 from manycore._launch.machine import automatic_workers
-from manycore.errors import PoolClosed, RemoteTraceback
+from manycore.errors import RemoteTraceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -195,8 +195,7 @@ class Pool(TakesOptions):
         raise NotImplementedError(f"pool objects cannot be passed between processes or pickled; {INSTEAD}")
 
     def __enter__(self) -> Self:
-        if self._engine.closed:
-            raise PoolClosed("this pool is closed")
+        self._engine.check_open()
         return self
 
     def __exit__(

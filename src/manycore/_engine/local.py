@@ -83,10 +83,9 @@ class Engine(Line):
     def __init__(self, settings: Settings) -> None:
         if not 1 <= settings.workers <= WORKERS_MAX:
             raise ValueError(f"a pool has 1 to {WORKERS_MAX} workers, not {settings.workers}")
-        if settings.initializer is not None and not callable(settings.initializer):
-            raise TypeError("initializer must be a callable")
-        if settings.finalizer is not None and not callable(settings.finalizer):
-            raise TypeError("finalizer must be a callable")
+        for what in ("initializer", "finalizer"):
+            if (given := getattr(settings, what)) is not None and not callable(given):
+                raise TypeError(f"{what} must be a callable")
         self.settings = settings
         self.name = settings.name or f"pool-{next(_names)}"
         self._lock = threading.Lock()
@@ -159,6 +158,7 @@ class Engine(Line):
         Raises:
             TaskPicklingError: An exception class of `retry_on` cannot be pickled.
         """
+        self.check_open()
         if policy.soft_ns and self.settings.start_method == "zygote":
             _launch.preload("manycore._standard_errors")  # what each worker would import at its first such task
         return self.outbox.bind(policy)

@@ -199,3 +199,14 @@ def name_of_task(_: int) -> str:
     task = manycore.current_task()
     assert task is not None
     return task.name
+
+
+@pytest.mark.parametrize("make", [manycore.Pool, manycore.ProcessPoolExecutor])
+def test_a_pool_that_has_ended_takes_no_options(make: Callable[[int], Any]) -> None:
+    ended = make(1)
+    view = ended.options(retries=1)
+    with ended:
+        pass
+    for pool in (ended, view):
+        with pytest.raises(manycore.PoolClosed):
+            pool.options(timeout=1, retries=2)

@@ -265,3 +265,15 @@ def test_a_pools_snapshot_is_whole() -> None:
         while not running.running():
             time.sleep(0.001)
         assert (pool.stats().workers_busy, pool.stats().tasks_pending) == (1, 1)
+
+
+def _fail() -> None:
+    raise LookupError("the settings are missing")
+
+
+def test_who_enters_a_pool_that_is_broken_already_is_told_why() -> None:
+    pool = manycore.Pool(1, _fail)
+    pool.apply_async(abs, (1,)).wait()
+    with pytest.raises(manycore.PoolBroken, match="the settings are missing") as raised, pool:
+        pass
+    assert raised.value.__cause__ is not None
