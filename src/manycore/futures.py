@@ -304,6 +304,8 @@ class ProcessPoolExecutor(TakesOptions, Executor):
     def _force_shutdown(self, signum: int | None) -> None:
         engine = self._engine
         self.shutdown(wait=False, cancel_futures=True)
+        if engine._parted:  # in a fork, where another thread may have been importing what errors are made of
+            return
         ended = "terminated" if signum else "killed"
         engine.terminate(errors.PoolBroken(f"pool {engine.name!r}: its workers were {ended}"), signum)
 
