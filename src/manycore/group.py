@@ -109,7 +109,8 @@ class Group:
                 self._processes.remove(process)
                 self._lock.notify_all()
             raise
-        watcher.watch(process.sentinel, lambda: self._ended(process))
+        popen = process._popen  # what knows its end, also once the process object is closed
+        watcher.watch_copy(process.sentinel, lambda: self._ended(process, popen))
         if self.cancelled:  # meanwhile
             process.terminate()
         return process
@@ -129,10 +130,10 @@ class Group:
 
     # -- in the watcher's thread --------------------------------------------------------------------------
 
-    def _ended(self, process: Any) -> None:
-        process.join()
+    def _ended(self, process: Any, popen: Any) -> None:
+        code = popen.wait()
         failed = False
-        error = None if process.exitcode == 0 else _error_of(process)
+        error = None if code == 0 else _error_of(process, code)
         with self._lock:
             if error is not None:
                 failed = not self._cancelled
@@ -193,16 +194,19 @@ class Group:
             pass
 
 
-def _error_of(process: Any) -> Exception:
-    """Why it failed; of a process without a result, how it ended is all that is known."""
-    if getattr(process, "_outcome", None) is not None:
-        try:
+def _error_of(process: Any, code: int | None) -> Exception:
+    """Why it failed; of a process without a result, how it ended is all that is known, of a closed one less."""
+    certificate, pid = None, ""
+    try:
+        if getattr(process, "_outcome", None) is not None:
             process.result(0)
-        except Exception as error:
+        certificate = getattr(process, "certificate", None)  # a standard process has none
+        pid = f" (pid {process.pid})"
+    except Exception as error:
+        if not getattr(process, "_closed", False):
             return error
-    certificate = getattr(process, "certificate", None)  # a standard process has none
-    how = certificate.describe() if certificate is not None else f"exit code {process.exitcode}"
-    return WorkerDied(f"{process.name} (pid {process.pid}) died: {how}", certificate)
+    how = certificate.describe() if certificate is not None else f"exit code {code}"
+    return WorkerDied(f"{process.name}{pid} died: {how}", certificate)
 
 
 def _signal(process: Any, signum: int) -> None:

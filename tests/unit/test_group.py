@@ -174,3 +174,18 @@ def test_threads_may_start_processes_while_the_block_ends() -> None:
         go.set()
         thread.join()
     assert [process.result() for process in started] == [0, 2, 4, 6, 8]
+
+
+def test_a_process_that_was_closed_is_not_waited_for() -> None:
+    for _ in range(20):
+        with Group(timeout=20) as group:
+            process = group.start(double, 1)
+            process.join()
+            process.close()
+
+
+def test_a_process_that_failed_and_was_closed_is_a_failure() -> None:
+    with pytest.raises((manycore.WorkerDied, SystemExit)), Group(timeout=20) as group:
+        process = group.start(sys.exit, 3)
+        process.join()
+        process.close()
