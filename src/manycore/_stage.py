@@ -9,6 +9,7 @@ Invariants:
     at most one call is taken and not answered, but for those that await
     every call that was taken is answered, whatever it does: also where it raises SystemExit, or where its arguments,
         its result or its exception cannot be pickled or rebuilt
+    a fork of this process answers nobody: it ends where it would
 If a process dies: this one: `manycore.actor` tells what becomes of the calls. A caller: its queue is let go of when
     the next caller comes.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from manycore._engine import frames, identity
 from manycore._engine.cargo import Parcel
 from manycore._engine.failure import dump_failure
+from manycore._launch.worker import end_fork
 from manycore._memory import codec
 from manycore._memory.segment import receive_fd
 from manycore._native.codec import is_plain
@@ -80,11 +82,23 @@ def open_records(member: Member) -> Records:
     return queue
 
 
+class _Others(dict[int, tuple[Member, Records]]):
+    """The callers of the process that this one is a fork of: who would answer one, ends."""
+
+    def __getitem__(self, number: int) -> tuple[Member, Records]:
+        end_fork()
+
+
 class _Stage:
     def __init__(self, thing: Any, parent: int) -> None:
         self.thing = thing
         self.parent = parent  # the number of the caller that launched this process
         self.callers: dict[int, tuple[Member, Records]] = {}
+        os.register_at_fork(after_in_child=self.leave)
+
+    def leave(self) -> None:
+        """In a fork that a method has made: the method may come to its end there too, but the actor is elsewhere."""
+        self.callers = _Others()
 
     def introduce(self, members: Iterable[Member]) -> None:
         for member in members:
@@ -212,11 +226,16 @@ def main(payload: bytes, fds: list[int]) -> int:
     replies._begin(replies_fd, None)
     codec.become_worker(setup["main"])
     identity.assume(setup["name"], setup["identity"])
+    pid = os.getpid()
     try:
         kind = codec.load_function(setup["kind"])
         args, kwargs = codec.loads(setup["arguments"])
         stage = _Stage(kind(*args, **kwargs), setup["parent"][0])
+        if os.getpid() != pid:
+            end_fork()
     except BaseException as error:
+        if os.getpid() != pid:
+            end_fork()
         replies.put((NOTICE, READY, dump_failure(error)))
         return 1
     stage.callers[stage.parent] = (setup["parent"], replies)

@@ -457,3 +457,33 @@ def test_kills_at_random(restart: Any, rng: random.Random, tmp_path: Path) -> No
         if restart == "always":
             assert len(answered) >= 999
         counter.close()
+
+
+class Forker:
+    """Forks, and does not care who it is afterwards."""
+
+    def __init__(self, at_once: bool = False) -> None:
+        self.child = os.fork() if at_once else 0
+
+    def fork(self) -> int:
+        pid = os.fork()
+        if pid:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return 0
+
+    def fork_and_fail(self) -> int:
+        pid = os.fork()
+        if pid:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        raise ValueError("in the child")
+
+    def reap(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+
+
+def test_the_fork_of_an_actor_answers_nobody() -> None:
+    with manycore.Actor(Forker) as actor:
+        assert [actor.fork().result(20) for _ in range(20)] == [0] * 20
+        assert [actor.fork_and_fail().result(20) for _ in range(3)] == [1] * 3
+    with manycore.Actor(Forker, True) as actor:
+        assert actor.reap().result(20) == 0

@@ -37,6 +37,7 @@ from manycore._native import process as _native
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
 _LIMITS = tuple(  # of RLIMIT_*: those that a program sets for its children
     getattr(resource, f"RLIMIT_{name}")
@@ -128,7 +129,7 @@ def run(entry: str, payload: bytes | None, payload_fd: int | None, fds: list[int
     return code
 
 
-def end_fork() -> None:
+def end_fork() -> NoReturn:
     """End a process that the caller's code has forked, and which comes back to ours: at once, and of ours runs nothing.
 
     No exit handlers, no finalizers: they are the other process's. What is being handled is reported.
