@@ -58,7 +58,7 @@ class Outbox:
     @property
     def fds(self) -> tuple[int, int]:
         """What workers need: the spool and the arena."""
-        return self._spool.fd, self.arena.fd
+        return self._spool.reader, self.arena.fd
 
     def bind(self, policy: Policy) -> Policy:
         """Send what a policy has to say to workers, once; then tasks of this engine may have it.

@@ -72,13 +72,15 @@ class Spool:
     """The parent's side. Any of its threads may put.
 
     Attributes:
-        fd: The descriptor that workers get; -1 once closed.
+        fd: The parent's descriptor; -1 once closed.
+        reader: The one that workers get: what a task writes into all descriptors that it finds does not come here.
     """
 
-    __slots__ = ("_end", "_lock", "fd")
+    __slots__ = ("_end", "_lock", "fd", "reader")
 
     def __init__(self) -> None:
-        self.fd = create_memfd("manycore-spool")
+        self.fd = self.reader = create_memfd("manycore-spool")
+        self.reader = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._lock = threading.Lock()  # guards _end; nothing is acquired under it
         self._end = 0
 
@@ -102,15 +104,17 @@ class Spool:
     def disown(self) -> None:
         """In a forked child: its copies of ranges give back nothing, for the parent's workers still read them.
 
-        The descriptor stays open: the child may be about to become a worker, which has got it by its number.
+        The descriptors stay open: the child may be about to become a worker, which has got one by its number.
         """
         self.fd = -1
 
     def close(self) -> None:
-        """Close the descriptor; workers that have their own go on reading."""
+        """Close the descriptors; workers that have their own go on reading."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+            if self.reader != fd:
+                os.close(self.reader)
 
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:  # nobody came to close it: an engine whose making failed

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 import pytest
 
+import manycore
 from manycore._engine.spool import Spool, read_exactly
 
 
@@ -69,3 +71,35 @@ def test_threads_put_side_by_side() -> None:
         thread.join()
     spool.close()
     assert found == [True] * 8
+
+
+def write_into_all_descriptors() -> int:
+    written = 0
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2:
+            try:
+                os.set_blocking(number, False)
+                os.write(number, b"\xff\x00garbage" * 20)
+                written += 1
+            except OSError:  # it takes nothing, as the spool
+                continue
+    return written
+
+
+@pytest.mark.parametrize("face", [manycore.Pool, manycore.ProcessPoolExecutor])
+def test_what_a_task_writes_into_all_descriptors_harms_no_other(face: Any) -> None:
+    with face(2) as pool:
+        for _ in range(3):
+            assert pool.submit(write_into_all_descriptors).result(20) > 0
+            assert pool.submit(abs, -1).result(20) == 1
+            assert len(pool.submit(bytes, 1_000_000).result(20)) == 1_000_000
+            assert list(pool.map(lambda n: n * n, range(100))) == [n * n for n in range(100)]
+
+
+def test_workers_cannot_write_into_it() -> None:
+    spool = Spool()
+    spool.put(b"kept")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(spool.reader, b"lost")
+    assert read_exactly(spool.reader, 4, 0) == b"kept"
+    spool.close()
