@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import manycore
 
@@ -21,7 +22,9 @@ def case(function):
 
 
 class PoolFace:
-    """`manycore.Pool`."""
+    """`manycore.Pool`. `ENDED` is what calls raise that `end` has left undone."""
+
+    ENDED = (manycore.PoolClosed,)
 
     def __init__(self, workers=2, initializer=None, initargs=(), max_tasks=None):
         self.pool = manycore.Pool(workers, initializer, initargs, max_tasks, context())
@@ -43,6 +46,8 @@ class PoolFace:
 
 class ExecutorFace:
     """`manycore.ProcessPoolExecutor`."""
+
+    ENDED = (manycore.PoolBroken, CancelledError)
 
     def __init__(self, workers=2, initializer=None, initargs=(), max_tasks=None):
         self.pool = manycore.ProcessPoolExecutor(

@@ -305,7 +305,7 @@ def stopped_and_killed(make):
     started = time.monotonic()
     face.end()
     prompt(started)
-    raises(manycore.PoolClosed, first.result, 1)
+    raises(face.ENDED, first.result, 1)
 
 
 @case
@@ -339,7 +339,7 @@ def stuck_in_c(make):
     started = time.monotonic()
     face.end()
     prompt(started)
-    raises(manycore.PoolClosed, future.result, 1)
+    raises(face.ENDED, future.result, 1)
 
 
 @case

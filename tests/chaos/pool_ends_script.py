@@ -160,7 +160,7 @@ def used_and_ended_by_eight_threads(make):
                     if number % 3 == 1:
                         assert future.result(SOON * 5) == n
                     seen.append(future)
-            except (PoolClosed, CancelledError):
+            except (PoolClosed, CancelledError, *face.ENDED):
                 pass
 
         threads = [start_thread(act, number) for number in range(8)]

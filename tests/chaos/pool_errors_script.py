@@ -305,7 +305,7 @@ def initializer_that_hangs(make):
     started = time.monotonic()
     face.end()
     prompt(started)
-    raises(manycore.PoolClosed, future.result, 1)
+    raises(face.ENDED, future.result, 1)
 
 
 def leave_once(path):

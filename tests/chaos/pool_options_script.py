@@ -434,7 +434,7 @@ def backoffs(make):
     started = time.monotonic()
     face.end()
     prompt(started)
-    raises((PoolClosed, CancelledError), waiting.result, 0)
+    raises(face.ENDED, waiting.result, 0)
 
 
 # The rest

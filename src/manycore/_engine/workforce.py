@@ -311,6 +311,7 @@ class Workforce:
                 worker.child.kill()
             else:
                 worker.child.signal(signum)
+                worker.child.signal(signal.SIGCONT)  # a stopped process takes no other but SIGKILL
 
     def await_end(self, children: Sequence[_launch.Child]) -> None:
         """Wait until these have ended; kill those that do not in time. Without locks."""
