@@ -24,8 +24,8 @@ If a process dies:
     the zygote: the children go on; the parent learns their exit codes otherwise and executes another.
 
 A spare child is forked in advance once the last one launched has ended, or has had a moment for its own start,
-and takes the next request; it knows the parent's directory, environment and path of that moment, so it is dropped
-when they change.
+and takes the next request, or the one after that; it knows the parent's directory, environment and path of that
+moment, so it is dropped when they change.
 
 Source: Chrome's Linux zygote, for the idea; the mechanisms are in worker.py.
 """
@@ -95,7 +95,8 @@ class Zygote:
         self._pages = b""  # that every child writes to, see pages.py
         self._told = b""  # those that one child wrote to
         self._asks = True  # whether children are to tell
-        self._spare: tuple[int, _socket.socket, float] | None = None  # its pid, our end of its socket, its last moment
+        self._spares: list[tuple[int, _socket.socket, float]] = []  # the pid, our end of the socket, the last moment
+        self._spares_wanted = 1
         self._spare_due = 0.0  # when the next spare is to be made; 0: no process was launched since the last
         self._open = (sys.stdin.fileno(), keeper.client_fd())  # in every child
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -132,17 +133,16 @@ class Zygote:
     def _patience_ms(self) -> float | None:
         """How long to wait for events; a spare is made in a quiet moment, and dropped when it was not needed."""
         now = time.monotonic()
-        if self._spare is not None and now >= self._spare[2]:
-            self._drop_spare()
+        if self._spares and now >= self._spares[0][2]:
+            self._spares.pop(0)[1].close()
         if self._lessons:
             if not self._poller.poll(0):
                 self._learn()
             if self._lessons:
                 return 0.0
-        if self._spare is None and self._spare_due and now >= self._spare_due and not self._poller.poll(0):
+        if self._spare_due and now >= self._spare_due and not self._poller.poll(0):
             self._make_spare()
-        due = self._spare_due if self._spare is None else self._spare[2]
-        waits = [due - now] if due else []
+        waits = [due - now for due in (self._spare_due, *(spare[2] for spare in self._spares[:1])) if due]
         if self._keeper is not None and (until := self._keeper.expire()) is not None:
             waits.append(until)
         return max(0.0, min(waits)) * 1000 if waits else None
@@ -201,8 +201,9 @@ class Zygote:
                 return
             child.launch_id = launch_id
             child.linger = linger
-        # One process follows another; workers, which do not linger, come together, and want the cores at once.
-        self._spare_due = time.monotonic() + (0.0 if handed and linger else _SPARE_AFTER_S)
+        # Where one process follows another, the next finds a spare that has had a whole launch's time to get ready.
+        self._spares_wanted = 2 if handed and linger else 1
+        self._spare_due = time.monotonic() + _SPARE_AFTER_S
 
     def _fork(self, run: Callable[[], int], keep: list[int]) -> tuple[int, _Child]:
         """Fork a child that runs `run` with the descriptors of `keep`, and ends with what that returns."""
@@ -264,6 +265,8 @@ class Zygote:
     def _make_spare(self) -> None:
         """Fork a child in advance: it is ready but for its request, and so saves the next launch half its time."""
         self._spare_due = 0.0
+        if len(self._spares) >= self._spares_wanted:
+            return
         if self._path_is_new:
             habits.look_into([entry or self._cwd or "" for entry in sys.path])
             self._path_is_new = False
@@ -274,7 +277,10 @@ class Zygote:
         except OSError:  # then the next launch will say so
             ours.close()
         else:
-            self._spare = (pid, ours, time.monotonic() + _SPARE_S)
+            now = time.monotonic()
+            self._spares.append((pid, ours, now + _SPARE_S))
+            if len(self._spares) < self._spares_wanted:
+                self._spare_due = now
         theirs.close()
 
     def _be_spare(self, source: _socket.socket) -> int:
@@ -288,10 +294,9 @@ class Zygote:
         return self._take(request, list(fds), control)
 
     def _hand_to_spare(self, record: bytes, fds: list[int], launch_id: int, linger: bool) -> bool:
-        if self._spare is None:
+        if not self._spares:
             return False
-        pid, source, _ = self._spare
-        self._spare = None
+        pid, source, _ = self._spares.pop(0)
         child = self._children.get(pid)
         try:
             given = array.array("i", [wire.CONTROL_FD, *fds]).tobytes()
@@ -312,22 +317,22 @@ class Zygote:
             resource.setrlimit(resource.RLIMIT_NPROC, resource.prlimit(self._parent_pid, resource.RLIMIT_NPROC))
         except (OSError, ValueError):
             pass
-        self._drop_spare()
+        self._drop_spares()
         for pid in [pid for pid, child in self._children.items() if not child.launch_id]:
             os.kill(pid, signal.SIGKILL)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         self._reap()
 
-    def _drop_spare(self) -> None:
-        """The spare is out of date, or was not needed; it ends by itself."""
-        if self._spare is not None:
-            self._spare[1].close()
-            self._spare = None
+    def _drop_spares(self) -> None:
+        """The spares are out of date; they end by themselves."""
+        for _, source, _ in self._spares:
+            source.close()
+        self._spares.clear()
 
     # -- what the children inherit -----------------------------------------------------------------------
 
     def _adopt(self, context: Context) -> None:
-        self._drop_spare()
+        self._drop_spares()
         self._cwd, environment, path, argv, umask = context
         os.umask(umask)
         now = os.environb
@@ -382,7 +387,7 @@ class Zygote:
 
     def _while_armed(self, change: Callable[[], object]) -> None:
         """Change what children inherit; that can take long, and should the parent die meanwhile, the kernel kills."""
-        self._drop_spare()
+        self._drop_spares()
         self._frozen = False
         self._arm(signal.SIGKILL)
         try:
@@ -435,8 +440,9 @@ class Zygote:
             os.close(child.stack)
             os.close(child.lifeline)
             if not child.launch_id:
-                if self._spare is not None and self._spare[0] == info.si_pid:
-                    self._drop_spare()
+                for spare in [spare for spare in self._spares if spare[0] == info.si_pid]:
+                    self._spares.remove(spare)
+                    spare[1].close()
                 continue
             self._report(
                 wire.EXITED,
