@@ -87,6 +87,10 @@ def test_one_that_has_ended_takes_no_room(tmp_path: Path) -> None:
     run(
         tmp_path,
         """
+def ticks_of(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return sum(int(field) for field in file.read().rpartition(")")[2].split()[11:15])
+
 if __name__ == "__main__":
     import errno
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
@@ -105,6 +109,9 @@ if __name__ == "__main__":
         process.start()
         process.join(20)
         assert process.exitcode == 0, process.exitcode
+    before = ticks_of(zygote().pid)  # it does not make room for one spare by ending another
+    time.sleep(0.5)
+    assert ticks_of(zygote().pid) - before < 20
     resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
 """,
         "zygote",

@@ -194,7 +194,8 @@ class Zygote:
         handed = self._hand_to_spare(record, fds, launch_id, linger)
         if not handed:
             try:
-                _, child = self._fork(lambda: self._take(request, fds, wire.CONTROL_FD), [wire.CONTROL_FD, *fds])
+                run, keep = lambda: self._take(request, fds, wire.CONTROL_FD), [wire.CONTROL_FD, *fds]
+                _, child = self._fork(run, keep, asked=True)
             except OSError as error:
                 text = f"the zygote cannot fork: {error.strerror}{_NO_ROOM if error.errno == errno.EAGAIN else ''}"
                 self._report(wire.FAILED, launch_id, error.errno or 0, text)
@@ -205,8 +206,11 @@ class Zygote:
         self._spares_wanted = 2 if handed and linger else 1
         self._spare_due = time.monotonic() + _SPARE_AFTER_S
 
-    def _fork(self, run: Callable[[], int], keep: list[int]) -> tuple[int, _Child]:
-        """Fork a child that runs `run` with the descriptors of `keep`, and ends with what that returns."""
+    def _fork(self, run: Callable[[], int], keep: list[int], *, asked: bool) -> tuple[int, _Child]:
+        """Fork a child that runs `run` with the descriptors of `keep`, and ends with what that returns.
+
+        If it is `asked` for, spares give way to it where there is a limit of processes.
+        """
         count = threads.count()
         if count > 1:
             blame = ", ".join(self._preloaded) or "what the interpreter imports at its start (sitecustomize, *.pth)"
@@ -218,6 +222,8 @@ class Zygote:
             try:
                 pid = os.fork()
             except BlockingIOError:  # a limit of processes
+                if not asked:
+                    raise
                 self._make_room()
                 pid = os.fork()
         except OSError:
@@ -273,7 +279,7 @@ class Zygote:
         self._freeze()
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
-            pid, _ = self._fork(lambda: self._be_spare(theirs), [theirs.fileno()])
+            pid, _ = self._fork(lambda: self._be_spare(theirs), [theirs.fileno()], asked=False)
         except OSError:  # then the next launch will say so
             ours.close()
         else:
