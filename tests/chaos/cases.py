@@ -55,10 +55,7 @@ CORE = {
 _TOO_SLOW = "a start takes longer than the time between two kills, and the pool is right to give up"
 _ESCAPED = "what leaves its process group is adopted by a zygote, by nobody else"
 NOT_UNDER = {
-    "at_random_instants": ({"fork", "spawn", "forkserver"}, _TOO_SLOW),
     "replacements_die_while_they_start": ({"fork", "spawn", "forkserver"}, _TOO_SLOW),
-    "ledger_short": ({"spawn", "forkserver"}, _TOO_SLOW),
-    "ledger_long": ({"spawn", "forkserver"}, _TOO_SLOW),
     "grandchild_that_holds_every_descriptor": ({"fork", "spawn", "forkserver"}, _ESCAPED),
 }
 

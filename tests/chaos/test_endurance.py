@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,15 +17,23 @@ def test_a_trickle_of_tasks_leaves_no_trace(face: str, tmp_path: Path) -> None:
     cases.run("endurance_script.py", face, folder=tmp_path, limit=50.0)
 
 
-def test_64_workers_at_once() -> None:
+@pytest.mark.parametrize("face", ["pool", "executor", "map"])
+def test_64_workers_at_once(face: str) -> None:
     """All of them wait for each other, so each has one task."""
-
-    def meet(barrier: Any) -> int:  # by value: else each worker imports what this module does
-        barrier.wait(50)
-        return os.getpid()
-
-    with manycore.Pool(64, preload=["manycore.synchronize"]) as pool:
-        barrier = manycore.Barrier(64)
-        assert len(set(pool.map(meet, [barrier] * 64, chunksize=1))) == 64
-        assert sum(pool.imap_unordered(abs, range(5_000))) == sum(range(5_000))
-        assert pool.stats().workers_died == 0
+    meet = methodcaller("wait", 50)  # a function of this module would have each worker import what it imports
+    barrier = manycore.Barrier(64)
+    arrived: list[int]
+    if face == "map":
+        arrived = manycore.map(meet, [barrier] * 64, workers=64)
+    elif face == "pool":
+        with manycore.Pool(64) as pool:
+            arrived = pool.map(meet, [barrier] * 64, chunksize=1)
+            assert sum(pool.imap_unordered(abs, range(5_000))) == sum(range(5_000))
+            assert pool.stats().workers_died == 0
+    else:
+        with manycore.ProcessPoolExecutor(64) as executor:
+            futures = [executor.submit(meet, barrier) for _ in range(64)]
+            arrived = [future.result() for future in futures]
+            assert sum(executor.map(abs, range(5_000))) == sum(range(5_000))
+            assert executor.stats().workers_died == 0
+    assert sorted(arrived) == list(range(64))

@@ -143,7 +143,7 @@ class MapRun:
         self._abandoned = False
         self._reading = threading.Lock()  # held while the input is read; nobody waits for it
         self._unbounded = False  # the pool is being joined: nothing is gained by reading late
-        self.reporter: Any = None  # is told what the consumer has got; see _observe/progress.py
+        self.reporter: Any = None  # counts what has come; see _observe/progress.py
         self.keeper: object = None  # the pool, which must not end before this run does
         self._rest: Iterator[Outcome] = iter(())
         self._listener: Callable[[], object] | None = None  # an event loop's: called when there are news
@@ -214,6 +214,8 @@ class MapRun:
                 self._blocks[block.index] = block
             else:
                 self._arrived.append(block)
+            if (reporter := self.reporter) is not None:
+                reporter.count(len(block.items), block.status not in (None, frames.OK))
             if task is not None and task.received == task.count:
                 del self._in_flight[task]
             self._condition.notify_all()
@@ -478,9 +480,6 @@ class MapRun:
             return True
         return self._yielded in self._blocks if self._options.ordered else bool(self._arrived)
 
-    def _get_condition(self) -> threading.Condition:
-        return self._condition
-
     def next_block(self, deadline: float | None = None) -> Block | None:
         """The next outcomes; None at the end.
 
@@ -492,7 +491,7 @@ class MapRun:
         self._read()
         if not self._all_sent():
             self.advance()
-        if not self._has_news() and not self._engine.wait(self._has_news, self._get_condition, deadline):
+        if not self._has_news() and not self._engine.wait(self._has_news, lambda: self._condition, deadline):
             if deadline is None:
                 if self._failed is not None:
                     return None
@@ -516,7 +515,7 @@ class MapRun:
         """The block is its consumer's."""
         self._yielded += len(block.items)
         if self.reporter is not None:
-            self.reporter.advance(len(block.items), block.status not in (None, frames.OK))
+            self.reporter.tell()
 
     def _end_report(self) -> None:
         reporter, self.reporter = self.reporter, None

@@ -1,20 +1,23 @@
 """Progress of a map: how much is done, how fast, how long it will take, what failed, who is busy.
 
-    the thread that collects results          the reporter's thread
-    advance() ...................... counts ==> snapshot() -> the display, a few times a second
+    whoever collects results                  the reporter's thread
+    count() ........................ counts ==> snapshot() -> the display, a few times a second
                                                  bar       one line of a terminal, drawn with rich
                                                  notebook  a line of HTML
                                                  lines     one line a minute, for logs
-    advance() -> the callable, at most ten times a second, in the thread that collects
+    the thread that consumes them
+    tell() -> the callable, at most ten times a second
+
+An item counts when its result is here, though the consumer of an ordered map may have to wait for one before it.
 
 Invariants:
-    Only the collecting thread writes the counts; the reporter's thread reads them. Each is one int, so a
+    One thread at a time writes the counts; the reporter's thread reads them. Each is one int, so a
     reader sees an old or a new value and never half of one: there is no lock on the way of a result.
     What is on the screen is guarded by `_TerminalBar._screen`; no other lock is taken under it.
     A display that fails (its terminal has gone) is dropped: progress never fails the work.
 
 Unlike tqdm and rich.progress: nothing is imported, started or drawn before half a second has passed, and the
-    collecting thread never draws.
+    threads that count and tell never draw.
 """
 
 from __future__ import annotations
@@ -91,7 +94,7 @@ class Reporter:
         display: Where to show, or None for a callable alone.
         total: How many items there are: a number, a function that estimates it anew, or None.
         status: Gives `(workers, busy)`; called from the reporter's thread.
-        callback: Called in the collecting thread with a `Progress`.
+        callback: Called in the consuming thread with a `Progress`.
     """
 
     def __init__(
@@ -106,8 +109,8 @@ class Reporter:
         self._total = total
         self._status = status
         self._callback = callback
-        self._done = 0  # written by the collecting thread
-        self._failed = 0  # written by the collecting thread
+        self._done = 0  # written by `count` alone
+        self._failed = 0  # written by `count` alone
         self._started = time.monotonic()
         self._next_call = self._started + _CALL_INTERVAL_S
         self._samples: deque[tuple[float, int]] = deque([(self._started, 0)])
@@ -119,9 +122,17 @@ class Reporter:
             self._thread.start()
 
     def advance(self, count: int = 1, failed: int = 0) -> None:
-        """Count `count` more items as done, `failed` of which failed."""
+        """`count` and `tell`."""
+        self.count(count, failed)
+        self.tell()
+
+    def count(self, count: int, failed: int) -> None:
+        """Count `count` more items as done, `failed` of which failed. Calls nobody; by one thread at a time."""
         self._done += count
         self._failed += failed
+
+    def tell(self) -> None:
+        """Call the callable, if it is time; in the consumer's thread."""
         if self._callback is not None:
             now = time.monotonic()
             if now >= self._next_call:
@@ -236,7 +247,7 @@ def _in_notebook() -> bool:
     """Whether output goes to a notebook; IPython is not imported to find out."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    return type(shell).__name__ == "ZMQInteractiveShell"
+    return any(one.__name__ == "ZMQInteractiveShell" for one in type(shell).__mro__)  # hosted ones have their own
 
 
 def format_duration(seconds: float) -> str:
