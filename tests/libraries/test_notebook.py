@@ -162,7 +162,9 @@ def test_a_bar_shows_how_far_a_map_came_that_failed(kernel: Notebook, flag: Path
     shown = kernel.run(cell, seen=seen)
     (error,) = of(shown, "error")
     assert (error["ename"], error["evalue"]) == ("ValueError", "no such tile")
-    assert "fails(0) on worker 0" in "\n".join(error["traceback"])
+    remote = "\n".join(error["traceback"])
+    assert "fails(0) on worker 0" in remote
+    assert 'raise ValueError("no such tile")\nValueError: no such tile' in remote
     assert bars(shown)[-1].startswith("1/1  1 failed  in ")
 
 

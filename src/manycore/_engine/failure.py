@@ -2,7 +2,8 @@
 
 A failure is the exception's own pickle, where there is one, beside its type and its traceback as text, so
 that an exception which cannot be pickled or rebuilt still says what it was. It is rebuilt in the thread that
-asks for the result; if that goes wrong, only that result is concerned.
+asks for the result; if that goes wrong, only that result is concerned. Lines of a source that only the parent has (a
+notebook's cell, a prompt) are added there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from _pickle import loads as _loads_plain
 from manycore._memory import codec
 
 __all__ = ["dump_failure", "load_failure"]
+
+_WITHOUT_SOURCE = r'(?m)^( *)File "(.+)", line (\d+), in .+\n(?!\1  )'
 
 
 def dump_failure(error: BaseException, skip: int = 1, *, to_parent: bool = True) -> bytes:
@@ -50,6 +53,7 @@ def load_failure(data: bytes) -> tuple[BaseException | None, str, str]:
     None means that it could not be pickled there or cannot be rebuilt here; the text then says why.
     """
     name, text, pickled = _loads_plain(data)
+    text = _with_sources(text)
     if pickled is None:
         return None, name, text
     try:
@@ -59,3 +63,15 @@ def load_failure(data: bytes) -> tuple[BaseException | None, str, str]:
     if not isinstance(error, BaseException):
         return None, name, f"{text}\n(its pickle gave a {type(error).__name__} instead of an exception)\n"
     return error, name, text
+
+
+def _with_sources(text: str) -> str:
+    """A traceback with what stands in the lines that it names."""
+    import linecache  # like `re`, nothing that a worker is to import
+    import re
+
+    def with_source(place: re.Match[str]) -> str:
+        line = linecache.getline(place[2], int(place[3])).strip()
+        return f"{place[0]}{place[1]}  {line}\n" if line else place[0]
+
+    return re.sub(_WITHOUT_SOURCE, with_source, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import linecache
 import multiprocessing.pool
 import os
 import threading
@@ -177,6 +178,20 @@ def test_a_death_has_its_certificate(face: Any, run: Run) -> None:
             run(pool, die, 5)
         assert caught.value.certificate.exitcode == 3
         assert run(pool, abs, -1) in (1, [1])
+
+
+def test_a_traceback_shows_lines_that_only_the_parent_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a notebook's cell, of what was typed at a prompt."""
+    source = "def outer(n):\n    return inner(n)\n\ndef inner(n):\n    return 1 // n\n"
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "<cell 1>", "exec"), cell)
+    monkeypatch.setitem(linecache.cache, "<cell 1>", (len(source), None, source.splitlines(keepends=True), "<cell 1>"))
+    with manycore.Pool(1) as pool, pytest.raises(ZeroDivisionError) as caught:
+        pool.apply(cell["outer"], (0,))
+    lines = [line.strip() for line in str(caught.value.__cause__).splitlines()]
+    for place, line in (("2, in outer", "return inner(n)"), ("5, in inner", "return 1 // n")):
+        assert lines[lines.index(f'File "<cell 1>", line {place}') + 1] == line
+    assert lines.count("return 1 // n") == 1
 
 
 # ------------------------------------------------------------------------ what other libraries look at
