@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar
 from manycore import _launch, errors
 from manycore._engine import bring, here
 from manycore._engine.options import TakesOptions
-from manycore._engine.settings import INSTEAD, idle_nanoseconds, start_method_of
+from manycore._engine.settings import INSTEAD, nanoseconds, start_method_of
 from manycore._launch.machine import automatic_workers
 from manycore.pool import check
 
@@ -117,6 +117,10 @@ class ProcessPoolExecutor(TakesOptions, Executor):
         logs: Whether records of `logging` and warnings of workers come to this process's handlers, as far as its
             levels let them pass; a level, as a number or a name: only records from that level on are sent. A record
             has the attributes `manycore_pool`, `manycore_worker`, `manycore_task` and `manycore_function`.
+        idle_timeout: Seconds without a task after which a worker leaves, to come back when there is work; None = never.
+        initializer_timeout: Seconds that the initializer may take in a worker. One that takes longer is killed, and the
+            pool gives up with `PoolBroken` when no start succeeds. None = as long as it likes; after a minute a warning
+            of the logger "manycore" says where it is.
 
     A `with` block ends with `shutdown()`, which waits for what was submitted; after Ctrl-C nothing is waited for.
 
@@ -138,6 +142,7 @@ class ProcessPoolExecutor(TakesOptions, Executor):
         logs: bool | int | str = True,
         idle_timeout: float | None = None,
         blas_threads: int | None = None,
+        initializer_timeout: float | None = None,
     ) -> None:
         if max_workers is None:
             max_workers = here.cores()
@@ -163,8 +168,9 @@ class ProcessPoolExecutor(TakesOptions, Executor):
                 finalizer=finalizer,
                 start_method=method,
                 logs=logs,
-                idle_ns=idle_nanoseconds(idle_timeout),
+                idle_ns=nanoseconds("idle_timeout", idle_timeout),
                 blas_threads=blas_threads,
+                initializer_ns=nanoseconds("initializer_timeout", initializer_timeout),
             )
         )
         if method == "zygote":

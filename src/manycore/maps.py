@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from manycore._engine import bring, here
-from manycore._engine.settings import start_method_of
+from manycore._engine.settings import nanoseconds, start_method_of
 from manycore._launch.machine import automatic_workers
 from manycore.pool import Pool, check
 
@@ -48,6 +48,7 @@ def map(
     on_error: OnError = "raise",
     initializer: Callable[..., object] | None = None,
     initargs: Iterable[Any] = (),
+    initializer_timeout: float | None = None,
     finalizer: Callable[[Any], object] | None = None,
 ) -> list[T]:
     """`list(map(function, *iterables))`, on all cores.
@@ -71,6 +72,7 @@ def map(
         initializer: Called in each worker before its first task, with `initargs`; what it returns is there
             `current_worker().state`.
         initargs: Its arguments.
+        initializer_timeout: Seconds that it may take in a worker, which is killed after that; as `Pool` has it.
         finalizer: Called in each worker at the end, with what the initializer returned. It has five seconds.
 
     Returns:
@@ -85,6 +87,7 @@ def map(
     if not hasattr(items, "__len__"):
         items = list(items)
     check(on_error)
+    nanoseconds("initializer_timeout", initializer_timeout)
     policy = make_policy(
         timeout=timeout,
         soft_timeout=soft_timeout,
@@ -101,7 +104,7 @@ def map(
     if not items:
         return []
     size = _fitting(workers, len(items))
-    with Pool(size, initializer, initargs, finalizer=finalizer) as pool:
+    with Pool(size, initializer, initargs, finalizer=finalizer, initializer_timeout=initializer_timeout) as pool:
         results = gather(pool._run(function, items, options, progress), on_error)
         pool.close()
         pool.join()
@@ -137,6 +140,7 @@ def imap(
     buffersize: int = 0,
     initializer: Callable[..., object] | None = None,
     initargs: Iterable[Any] = (),
+    initializer_timeout: float | None = None,
     finalizer: Callable[[Any], object] | None = None,
 ) -> Iterator[T]:
     """As `map`, as an iterator that reads its inputs only as results are consumed; they may be endless.
@@ -161,6 +165,7 @@ def imap(
         initializer: Called in each worker before its first task, with `initargs`; what it returns is there
             `current_worker().state`.
         initargs: Its arguments.
+        initializer_timeout: Seconds that it may take in a worker, which is killed after that; as `Pool` has it.
         finalizer: Called in each worker at the end, with what the initializer returned. It has five seconds.
     """
     if not iterables:
@@ -172,6 +177,7 @@ def imap(
         raise ValueError(f"workers must be at least 1, not {workers}")
     if buffersize < 0:
         raise ValueError(f"buffersize must be at least 1, or 0 for what is useful, not {buffersize}")
+    nanoseconds("initializer_timeout", initializer_timeout)
     star = len(iterables) != 1
     items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
     total = len(items) if isinstance(items, Sized) else None
@@ -187,7 +193,8 @@ def imap(
         name=name,
     )
     options = MapOptions(star=star, ordered=ordered, lazy=True, window=buffersize, policy=policy)
-    pool = partial(Pool, workers, initializer, tuple(initargs), finalizer=finalizer)
+    given = (workers, initializer, tuple(initargs))
+    pool = partial(Pool, *given, finalizer=finalizer, initializer_timeout=initializer_timeout)
     return _stream(pool, function, items, options, on_error, progress, total)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from manycore._engine import bring, here
 from manycore._engine.options import TakesOptions
-from manycore._engine.settings import INSTEAD, idle_nanoseconds, start_method_of
+from manycore._engine.settings import INSTEAD, nanoseconds, start_method_of
 from manycore._launch.machine import automatic_workers
 from manycore.errors import RemoteTraceback
 
@@ -138,6 +138,9 @@ class Pool(TakesOptions):
             levels let them pass; a level, as a number or a name: only records from that level on are sent. A record
             has the attributes `manycore_pool`, `manycore_worker`, `manycore_task` and `manycore_function`.
         idle_timeout: Seconds without a task after which a worker leaves, to come back when there is work; None = never.
+        initializer_timeout: Seconds that the initializer may take in a worker. One that takes longer is killed, and the
+            pool gives up with `PoolBroken` when no start succeeds. None = as long as it likes; after a minute a warning
+            of the logger "manycore" says where it is.
 
     A `with` block ends with `terminate`, as the standard library's does.
 
@@ -160,6 +163,7 @@ class Pool(TakesOptions):
         logs: bool | int | str = True,
         idle_timeout: float | None = None,
         blas_threads: int | None = None,
+        initializer_timeout: float | None = None,
     ) -> None:
         method = start_method_of(context)
         bring(_ENGINE, globals(), start_zygote=method == "zygote")
@@ -182,8 +186,9 @@ class Pool(TakesOptions):
                 preload=tuple(preload),
                 finalizer=finalizer,
                 logs=logs,
-                idle_ns=idle_nanoseconds(idle_timeout),
+                idle_ns=nanoseconds("idle_timeout", idle_timeout),
                 blas_threads=blas_threads,
+                initializer_ns=nanoseconds("initializer_timeout", initializer_timeout),
             )
         )
         self._engine.start()

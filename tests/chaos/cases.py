@@ -47,7 +47,8 @@ def names(script: str) -> list[str]:
 EVERYTHING = bool(os.environ.get("MANYCORE_EVERY_START_METHOD"))
 CORE = {
     "all_idle_workers", "busy_worker_fails_alone", "crashes", "in_the_middle_of_a_big_result", "stopped_and_killed",
-    "stuck_in_c", "descriptors_closed", "initializer_that_raises", "argument_cannot_be_rebuilt", "exit_busy",
+    "stuck_in_c", "descriptors_closed", "initializer_that_raises", "initializer_that_hangs_beyond_its_timeout",
+    "starts_fail_while_one_works", "argument_cannot_be_rebuilt", "exit_busy",
     "holds_the_interpreter",
 }  # fmt: skip
 

@@ -26,8 +26,8 @@ class PoolFace:
 
     ENDED = (manycore.PoolClosed,)
 
-    def __init__(self, workers=2, initializer=None, initargs=(), max_tasks=None):
-        self.pool = manycore.Pool(workers, initializer, initargs, max_tasks, context())
+    def __init__(self, workers=2, initializer=None, initargs=(), max_tasks=None, **more):
+        self.pool = manycore.Pool(workers, initializer, initargs, max_tasks, context(), **more)
 
     def submit(self, function, *args):
         return self.pool.apply_async(function, args)
@@ -49,9 +49,9 @@ class ExecutorFace:
 
     ENDED = (manycore.PoolBroken, CancelledError)
 
-    def __init__(self, workers=2, initializer=None, initargs=(), max_tasks=None):
+    def __init__(self, workers=2, initializer=None, initargs=(), max_tasks=None, **more):
         self.pool = manycore.ProcessPoolExecutor(
-            workers, context(), initializer, initargs, max_tasks_per_child=max_tasks
+            workers, context(), initializer, initargs, max_tasks_per_child=max_tasks, **more
         )
 
     def submit(self, function, *args):

@@ -1,16 +1,20 @@
 """What goes wrong in pickles, exceptions, initializers and callbacks: it stays in the one task."""
 
 import ctypes
+import itertools
+import logging
 import os
+import signal
 import sys
 import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from face_script import SOON, case, identity, main, prompt, raises, start_thread, still_works
+from face_script import SOON, case, identity, main, pids, prompt, raises, start_thread, still_works, until
 
 import manycore
 from manycore import PoolBroken, ResultPicklingError, TaskPicklingError, WorkerDied
+from manycore._engine import staff
 
 HARM = {
     "raise": lambda: 1 / 0,
@@ -306,6 +310,126 @@ def initializer_that_hangs(make):
     face.end()
     prompt(started)
     raises(face.ENDED, future.result, 1)
+
+
+def hangs_beyond_its_timeout(make, initializer):
+    started = time.monotonic()
+    face = make(2, initializer, initializer_timeout=0.1)
+    try:
+        error = raises(PoolBroken, face.submit(identity, 1).result, SOON * 5)
+    except PoolBroken as found:
+        error = found
+    assert initializer.__name__ in str(error), error
+    assert "0.1 s" in str(error), error
+    assert f"in {initializer.__name__}" in str(error), error  # the stack
+    assert time.monotonic() - started > 0.2, "the first start that fails is not the end"
+    assert face.pool.stats().workers_started <= 8
+    until(lambda: face.pool.stats().workers == 0)
+    face.wait()
+
+
+@case
+def initializer_that_hangs_beyond_its_timeout(make):
+    hangs_beyond_its_timeout(make, wait_for_ever)
+
+
+def keep_the_interpreter():
+    all(itertools.repeat(True))
+
+
+@case
+def initializer_that_keeps_the_interpreter(make):
+    hangs_beyond_its_timeout(make, keep_the_interpreter)
+
+
+def stop_itself():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@case
+def initializer_that_stops_its_process(make):
+    face = make(1, stop_itself, initializer_timeout=0.1)
+    error = raises(PoolBroken, lambda: face.submit(identity, 1).result(SOON * 5))
+    assert "stop_itself" in str(error), error
+    face.wait()
+
+
+def hang_once(path):
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    wait_for_ever()
+
+
+@case
+def initializer_that_hangs_once(make):
+    face = make(2, hang_once, (os.path.abspath("once"),), initializer_timeout=0.2)
+    still_works(face)
+    until(lambda: face.pool.stats().workers_died == 1)
+    until(lambda: len(pids(face)) == 2)
+    still_works(face)
+    face.wait()
+
+
+def only_one(path):
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        if not os.path.exists(f"{path}.more"):
+            os._exit(5)
+
+
+@case
+def starts_fail_while_one_works(make):
+    staff.SPARE_STARTS = 0
+    told = []
+    logging.getLogger("manycore").addHandler(Telling(told))
+    path = os.path.abspath("one")
+    face = make(2, only_one, (path,))
+    still_works(face)
+    until(lambda: face.pool.stats().workers_died >= 3)
+    until(lambda: told)
+    assert "exit code 5" in told[0], told
+    still_works(face)
+    os.close(os.open(f"{path}.more", os.O_CREAT))
+    until(lambda: len(pids(face)) == 2 and face.pool.stats().workers == 2)
+    still_works(face)
+    assert len(told) == 1, told
+    face.wait()
+
+
+class Telling(logging.Handler):
+    def __init__(self, told):
+        super().__init__()
+        self.told = told
+
+    def emit(self, record):
+        self.told.append(record.getMessage())
+
+
+def only_one_does_not_raise(path):
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        raise ValueError("there is one already") from None
+
+
+@case
+def last_worker_dies_when_no_other_can_start(make):
+    staff.SPARE_STARTS = 0
+    told = []
+    logging.getLogger("manycore").addHandler(Telling(told))
+    face = make(1, only_one_does_not_raise, (os.path.abspath("one"),))
+    still_works(face)
+    face.pool.resize(2)
+    until(lambda: told)
+    assert "there is one already" in told[0], told
+    still_works(face)
+    raises(WorkerDied, face.submit(os._exit, 1).result, SOON * 5)
+    error = raises(PoolBroken, lambda: face.submit(identity, 1).result(SOON * 5))
+    assert "there is one already" in str(error), error
+    face.wait()
 
 
 def leave_once(path):

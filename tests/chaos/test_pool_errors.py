@@ -9,6 +9,9 @@ from tests.chaos import cases
 SCRIPT = "pool_errors_script.py"
 
 
-@cases.everywhere(cases.names(SCRIPT))
+SLOW = ("initializer_that_keeps_the_interpreter", "initializer_that_stops_its_process")
+
+
+@cases.everywhere(cases.names(SCRIPT), slow=SLOW)
 def test_error(case: str, face: str, method: str, seed: int, tmp_path: Path) -> None:
     cases.run(SCRIPT, case, face, str(seed), method, folder=tmp_path)

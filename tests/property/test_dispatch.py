@@ -19,11 +19,12 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from manycore._engine import dispatch
+from manycore._engine import dispatch, staff
 from manycore._engine.calls import Task
 from manycore._engine.dispatch import Dispatcher
 from manycore._engine.orders import (
@@ -31,12 +32,14 @@ from manycore._engine.orders import (
     Failed,
     Instruction,
     Interrupt,
+    Kill,
     Postponed,
     Requeued,
     Retire,
     Sight,
     Split,
     Start,
+    Vacant,
 )
 from manycore._engine.policy import Policy
 from manycore._engine.task import NOT_PUBLISHED, Past, TaskState
@@ -129,7 +132,11 @@ class Engine(RuleBasedStateMachine):
                 assert order.attempt >= 1
                 self.dispatcher.put_off(order.task, self.now + 1000)  # until somebody has been asked
                 self.dispatcher.put_off(order.task, self.now + 7 * order.attempt)
+            elif isinstance(order, Vacant):
+                assert self.dispatcher.staff.count(), "nobody is left"
+                self.dispatcher.staff.put_off(order.worker, self.now + 9 * order.beyond)
             elif isinstance(order, Broken):
+                assert not self.dispatcher.staff.count(), "somebody is left"
                 self.broken = True
                 for task in self.dispatcher.tasks():
                     self.dispatcher.drop(task)
@@ -269,9 +276,13 @@ class Engine(RuleBasedStateMachine):
         self.now += passed
         sights = [Sight(i, (), page.task_id, page.item, page.started_ns) for i, page in self.pages.items()]
         live = self.dispatcher.by_id
-        orders, again = self.dispatcher.tick(self.now, sights)
-        assert (again is not None) == self.dispatcher.timed or orders
+        orders, again = self.dispatcher.tick(self.now, sights, fill=not self.broken)
+        assert (again is not None) == self.dispatcher.timed or orders or self.dispatcher.staff.vacancies
         for order in orders:
+            if isinstance(order, Start):
+                self.start_worker(order.worker)
+                continue
+            assert isinstance(order, Kill | Interrupt)
             sight = order.sight
             page = self.pages[sight.worker]
             task = live.get(sight.task)
@@ -408,9 +419,10 @@ Engine.TestCase.settings = settings(max_examples=100, stateful_step_count=50)
 TestRandomOrders = Engine.TestCase
 
 
-def test_long_random_walks(rng: random.Random) -> None:
+def test_long_random_walks(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hypothesis finds the shortest way to a fault; this goes further, a thousand times as fast."""
-    for _ in range(400):
+    for number in range(400):
+        monkeypatch.setattr(staff, "SPARE_STARTS", number % 4)
         walk = Engine()
         walk.start()
         for _ in range(200):

@@ -12,8 +12,8 @@ It knows no process, no clock and no shared memory, so that every order of event
     undecodable(id)                      Failed | Split
     returned(id)                         Requeued
     worker_ready / worker_leaving
-    worker_died(worker, sight)           [Failed | Requeued | Postponed | Split | Start | Broken ...]
-    tick(now, sights)                    [Interrupt | Kill ...], the next moment to ask again
+    worker_died(worker, sight)           [Failed | Requeued | Postponed | Split | Start | Vacant | Broken ...]
+    tick(now, sights)                    [Interrupt | Kill | Overdue | Start ...], the next moment to ask again
     sentenced(sight)                     the worker is being killed for what it runs
     put_off(task, due)                   after Postponed: when it is to go on
     cancel(task), doom(task)             whether it was still ours to cancel; a doomed one's worker is to be killed
@@ -35,19 +35,18 @@ Invariants:
     a doomed id is of no task in `_tasks`: it is forgotten when its worker has died or has ended it all the same
 If a process dies: `worker_died` says who fails (only the item whose code may have begun), who goes back into
     the queue, and whether a new worker is to be started. Workers that die before they were ever ready count
-    against the restart budget, because then the fault is not a task's.
-Source: the form is that of distributed's worker state machine; the restart budget is Erlang's.
+    against the restart budget (`staff.py`), because then the fault is not a task's.
+Source: the form is that of distributed's worker state machine.
 """
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore._engine.backlog import Backlog
 from manycore._engine.calls import Book, Task
+from manycore._engine.frames import INITIALIZING
 from manycore._engine.orders import (
-    Broken,
     Failed,
     Interrupt,
     Kill,
@@ -58,20 +57,17 @@ from manycore._engine.orders import (
     Split,
     Start,
 )
+from manycore._engine.staff import IllegalTransition, Staff, WorkerState
 from manycore._engine.task import NOT_PUBLISHED, TASK_TRANSITIONS, Past, TaskState
 from manycore._native.ring import DECODING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from manycore._engine.orders import Instruction, Sight
+    from manycore._engine.orders import Instruction, Overdue, Sight
     from manycore._engine.policy import Policy
 
 __all__ = ["Dispatcher", "IllegalTransition", "WorkerState"]
-
-# Workers in a row that may die before they are ready, beyond one for each place of the pool. A crash in the
-# bootstrap is a fault of the machine or of the installation, which another start does not mend.
-SPARE_STARTS: Final = 3
 
 # Tasks published ahead for each worker while tasks differ in priority. What is published can be recalled, so more
 # would only make a recall dearer; fewer would leave a worker without work while the parent is slow.
@@ -84,40 +80,7 @@ DOOMED_LOOK_NS: Final = 2_000_000
 _NOTHING: Final = 1 << 64
 
 
-class WorkerState(Enum):
-    """Where a worker is."""
-
-    STARTING = "starting"
-    READY = "ready"
-    RETIRED = "retired"
-    LEAVING = "leaving"
-
-
-_WORKER_TRANSITIONS: Final = {
-    (WorkerState.STARTING, WorkerState.READY): "worker_ready",
-    (WorkerState.STARTING, WorkerState.RETIRED): "the pool has become smaller",
-    (WorkerState.STARTING, WorkerState.LEAVING): "told to stop before it was ready",
-    (WorkerState.READY, WorkerState.RETIRED): "the pool has become smaller",
-    (WorkerState.READY, WorkerState.LEAVING): "worker_leaving",
-    (WorkerState.RETIRED, WorkerState.LEAVING): "worker_leaving",
-}
-
-
-class IllegalTransition(AssertionError):
-    """An event that cannot follow what happened before: a bug of the engine."""
-
-
 _RECALL: Final = Recall()
-
-
-class _Worker:
-    __slots__ = ("idle", "interrupted", "sentenced", "state")
-
-    def __init__(self) -> None:
-        self.state = WorkerState.STARTING
-        self.idle = False  # it leaves because there was nothing to do
-        self.sentenced: tuple[int, int] | None = None  # (task, item) that ran too long
-        self.interrupted: tuple[int, int, int] | None = None  # (task, item, started_ns) that was told so
 
 
 class Dispatcher(Book):
@@ -125,17 +88,19 @@ class Dispatcher(Book):
 
     Args:
         size: How many workers there are to be.
+        limit_ns, notice_ns: Of their initializers; see `Staff`.
 
     Attributes:
+        staff: The workers.
         retries: How often an item was tried again.
         ranked: How many tasks there are with a priority; while there are any, only `window` tasks are published ahead.
     """
 
-    def __init__(self, size: int = 1) -> None:
+    def __init__(self, size: int = 1, *, limit_ns: int = 0, notice_ns: int = 0) -> None:
         self.size = size
+        self.staff = Staff(limit_ns, notice_ns)
         self._tasks: dict[int, Task] = {}
         self._backlog = Backlog()
-        self._workers: dict[int, _Worker] = {}
         self._next_id = 1
         self.retries = 0
         self._timeouts: dict[int, int] = {}  # first_ns of a policy -> how many tasks in `_tasks` have it
@@ -143,7 +108,6 @@ class Dispatcher(Book):
         self._waiting = 0  # tasks that are WAITING
         self.ranked = 0  # tasks in `_tasks` with a priority
         self._floor = 0  # while there are any: nothing published is of a lower priority
-        self._failed_starts = 0  # in a row
 
     # tasks
 
@@ -212,7 +176,7 @@ class Dispatcher(Book):
     @property
     def timed(self) -> bool:
         """Whether `tick` may have something to say."""
-        return bool(self._timeouts or self._doomed or self._waiting)
+        return bool(self._timeouts or self._doomed or self._waiting or self.staff.timed)
 
     @property
     def window(self) -> int:
@@ -419,12 +383,19 @@ class Dispatcher(Book):
 
     # time
 
-    def tick(self, now_ns: int, sights: Iterable[Sight]) -> tuple[list[Kill | Interrupt], int | None]:
+    def tick(
+        self, now_ns: int, sights: Sequence[Sight], *, fill: bool = True
+    ) -> tuple[list[Kill | Interrupt | Overdue | Start], int | None]:
         """Who has run too long, and when to ask again (ns; None while nothing waits for a time).
 
         Tasks whose wait is over are in the queue after this.
+
+        Args:
+            now_ns: The time.
+            sights: What the pages show.
+            fill: Whether vacant places are to be filled.
         """
-        orders: list[Kill | Interrupt] = []
+        orders: list[Kill | Interrupt | Overdue | Start] = []
         if not self.timed:
             return orders, None
         for due in self._backlog.due(now_ns):
@@ -436,6 +407,9 @@ class Dispatcher(Book):
             looks.append(next_due)
         if self._doomed:
             looks.append(now_ns + DOOMED_LOOK_NS)
+        orders += self.staff.judge(sights, now_ns, looks)
+        if fill:
+            orders += self.staff.fill(now_ns, looks)
         for sight in sights:
             task = self._tasks.get(sight.task)
             if task is None:
@@ -458,7 +432,7 @@ class Dispatcher(Book):
             if look <= now_ns:
                 return Kill(sight), None
         if policy.soft_ns and sight.item != DECODING:
-            worker = self._workers.get(sight.worker)
+            worker = self.staff.workers.get(sight.worker)
             soft = sight.started_ns + policy.soft_ns
             key = (sight.task, sight.item, sight.started_ns)
             if soft > now_ns:
@@ -470,6 +444,8 @@ class Dispatcher(Book):
 
     def blames(self, sight: Sight) -> bool:
         """After `Kill`, with the worker stopped and all that it has put settled: whether it is still at this."""
+        if sight.item == INITIALIZING:
+            return self.staff.blames(sight)
         task = self._tasks.get(sight.task)
         if task is None:
             return sight.task in self._doomed
@@ -477,61 +453,49 @@ class Dispatcher(Book):
 
     def sentence(self, sight: Sight) -> None:
         """The worker is being killed for what it runs, which is certain to be what `sight` shows."""
-        self._workers[sight.worker].sentenced = (sight.task, sight.item)
+        self.staff.workers[sight.worker].sentenced = (sight.task, sight.item)
+
+    def sentenced(self, sight: Sight) -> bool:
+        """Whether that was said of it."""
+        worker = self.staff.workers.get(sight.worker)
+        return worker is not None and worker.sentenced == (sight.task, sight.item)
 
     # workers
 
     @property
     def workers(self) -> dict[int, WorkerState]:
         """The workers and their states."""
-        return {index: worker.state for index, worker in self._workers.items()}
+        return {index: worker.state for index, worker in self.staff.workers.items()}
 
     @property
     def vacant(self) -> bool:
-        """Whether there are fewer workers than there may be."""
-        return len(self._workers) < self.size
-
-    def _move_worker(self, index: int, state: WorkerState) -> None:
-        worker = self._workers[index]
-        if worker.state is state:
-            return
-        if (worker.state, state) not in _WORKER_TRANSITIONS:
-            raise IllegalTransition(f"worker {index}: {worker.state.value} -> {state.value}")
-        worker.state = state
+        """Whether there are places for workers that would be there if there were work."""
+        return len(self.staff.workers) + len(self.staff.vacancies) < self.size
 
     def worker_started(self, index: int) -> None:
         """A process was asked for in this place."""
-        if index in self._workers:
-            raise IllegalTransition(f"worker {index} is there already")
-        self._workers[index] = _Worker()
+        self.staff.start(index)
 
     def worker_ready(self, index: int) -> None:
         """The worker has run its initializer and takes tasks."""
-        self._failed_starts = 0
-        if self._workers[index].state is not WorkerState.RETIRED:
-            self._move_worker(index, WorkerState.READY)
+        self.staff.ready(index)
 
     def worker_leaving(self, index: int, *, idle: bool = False) -> None:
         """The worker ends in order: it was told to, or has done its share, or had nothing to do for long (`idle`)."""
-        self._move_worker(index, WorkerState.LEAVING)
-        self._workers[index].idle = idle
+        self.staff.move(index, WorkerState.LEAVING)
+        self.staff.workers[index].idle = idle
 
     def resize(self, size: int) -> list[Start | Retire]:
         """The pool is to have so many workers."""
         self.size = size
-        orders: list[Start | Retire] = []
-        for index, worker in self._workers.items():
-            if index >= size and worker.state in (WorkerState.STARTING, WorkerState.READY):
-                self._move_worker(index, WorkerState.RETIRED)
-                orders.append(Retire(index))
-        orders += [Start(index) for index in range(size) if index not in self._workers]
+        orders: list[Start | Retire] = [Retire(index) for index in self.staff.resize(size)]
+        orders += [Start(index) for index in self.staff.empty(size)]
         return orders
 
     def demand(self) -> list[Start]:
         """Who is to be started again, of those that had left for want of work."""
-        staffed = sum(worker.state in _TAKES_TASKS for worker in self._workers.values())
-        wanted = min(self.size, len(self._tasks)) - staffed
-        return [Start(index) for index in range(self.size) if index not in self._workers][: max(0, wanted)]
+        wanted = min(self.size, len(self._tasks)) - self.staff.count()
+        return [Start(index) for index in self.staff.empty(self.size)][: max(0, wanted)]
 
     def worker_died(self, sight: Sight, *, replace: bool, certificate: Any = None) -> list[Instruction]:
         """The worker's process is gone, and all that it had written has been reported.
@@ -541,7 +505,7 @@ class Dispatcher(Book):
             replace: Whether the pool goes on and its place is to be filled.
             certificate: How it ended; opaque here.
         """
-        worker = self._workers.pop(sight.worker)
+        worker = self.staff.workers.pop(sight.worker)
         orders: list[Instruction] = []
         for task_id in sight.unbegun:
             unbegun = self._tasks.get(task_id)
@@ -554,10 +518,8 @@ class Dispatcher(Book):
             late = worker.sentenced == (sight.task, sight.item)
             orders += self._bereaved(task, sight, timeout=late, certificate=certificate)
         if worker.state is WorkerState.STARTING:
-            self._failed_starts += 1
-            if self._failed_starts > SPARE_STARTS + len(self._workers):
-                return [*orders, Broken(self._failed_starts)]
-        if replace and sight.worker < self.size:
+            orders += self.staff.fail(sight.worker, replace=replace)
+        elif replace and sight.worker < self.size:
             if not worker.idle:
                 orders.append(Start(sight.worker))
             else:
@@ -587,4 +549,3 @@ def _priority(task: Task) -> int:
 
 _NEW, _QUEUED, _PUBLISHED, _DONE = TaskState.NEW, TaskState.QUEUED, TaskState.PUBLISHED, TaskState.DONE
 _WAITING: Final = TaskState.WAITING
-_TAKES_TASKS: Final = frozenset((WorkerState.STARTING, WorkerState.READY))

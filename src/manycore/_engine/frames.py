@@ -21,6 +21,7 @@ __all__ = [
     "GUARDED",
     "HEADER",
     "IDLE",
+    "INITIALIZING",
     "INIT_FAILED",
     "LEAVING",
     "LOG",
@@ -62,3 +63,6 @@ INIT_FAILED: Final = 5  # it raised; a failure
 LEAVING: Final = 6  # the worker ends in order
 RETURNED: Final = 7  # the worker cannot reach what the task needs, has not begun it, and ends
 LOG: Final = 8  # a log record of the worker's, whatever task it has: marshalled attributes, see log_source.py
+
+# the item on a worker's page; DECODING is the ring's
+INITIALIZING: Final = (1 << 64) - 2  # with no task: the worker's initializer runs

@@ -6,8 +6,8 @@
     collector thread: drains when nobody waits; kills what runs too long
     reaper thread (`_launch`): tells of deaths
 
-Who waits, collects: a thread blocked in `wait` becomes the foreground and drains the rings itself, which
-saves two thread switches a call. The collector thread does it when nobody waits, and watches the deadlines.
+Who waits, collects (`collecting.py`): a thread blocked in `wait` becomes the foreground and drains the rings itself,
+which saves two thread switches a call. The collector thread does it when nobody waits, and watches the deadlines.
 
 Locks, in this order:
     _turn    whose turn it is to drain the rings; a foreground thread keeps it while it sleeps for results
@@ -24,30 +24,25 @@ If Ctrl-C comes while the main thread does something for others: it comes a mome
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
-import time
 import weakref
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch, errors
 from manycore._engine import log_sink, parting
-from manycore._engine.aftermath import sleep_on
-from manycore._engine.calls import Line
+from manycore._engine.collecting import Collecting
 from manycore._engine.dispatch import Dispatcher
 from manycore._engine.outbox import Outbox
 from manycore._engine.settings import Settings, Stats
 from manycore._engine.settlement import Settlement
 from manycore._engine.task import TaskState
 from manycore._engine.workforce import Workforce
-from manycore._launch.flag import Flag
 from manycore._memory.segment import Segment
 from manycore._native.ring import SHIELD, WORKERS_MAX, TaskRing, Turn, now_ns
 from manycore.errors import PoolClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from manycore._engine.calls import Task
     from manycore._engine.functions import Function
@@ -61,23 +56,16 @@ __all__ = ["Engine", "Settings", "Stats"]
 # during which a parent that is busy elsewhere starves nobody.
 SLOTS: Final = 1024
 
-# How long a thread that wants to collect waits for the collector, which is done in microseconds.
-DRAIN_SECONDS: Final = 0.00005
-
-# When the collector imports what errors of deaths are made of, which takes 15 ms: not before a program that only wants
-# a result soon has it.
-SETTLED_NS: Final = 100_000_000
+# When it is told that an initializer without a bound has not returned: later than most models are loaded.
+LONG_START_NS: Final = 60_000_000_000
 
 # How long `terminate` waits for a callback that the collector is in; an orderly end waits until it returns.
 CALLBACK_GRACE: Final = 0.5  # seconds
 
-# How long a wait goes on until an ending engine is over, which is for ever in a callback of the thread that ends it.
-LAST_SECONDS: Final = 5.0
-
 _names = itertools.count(1)
 
 
-class Engine(Line):
+class Engine(Collecting):
     """Runs tasks in worker processes. `Pool` and `ProcessPoolExecutor` are its faces."""
 
     def __init__(self, settings: Settings) -> None:
@@ -86,10 +74,13 @@ class Engine(Line):
         for what in ("initializer", "finalizer"):
             if (given := getattr(settings, what)) is not None and not callable(given):
                 raise TypeError(f"{what} must be a callable")
+        super().__init__()
         self.settings = settings
         self.name = settings.name or f"pool-{next(_names)}"
         self._lock = threading.Lock()
-        self._dispatcher = Dispatcher(settings.workers)
+        limit_ns = settings.initializer_ns if settings.initializer is not None else 0
+        notice_ns = LONG_START_NS if settings.initializer is not None and not limit_ns else 0
+        self._dispatcher = Dispatcher(settings.workers, limit_ns=limit_ns, notice_ns=notice_ns)
         self._segment = Segment.create(TaskRing.nbytes(SLOTS), "manycore-tasks")
         self._tasks = TaskRing(self._segment.buffer, SLOTS)
         self.alarm = self._tasks.alarm  # has whoever waits look again at what it waits for
@@ -107,13 +98,6 @@ class Engine(Line):
         self._parted = ""  # why this process has nothing more to do with the workers: it is a fork, or at its end
         self._unattended = False  # nobody submits any more, and nobody will call `join`
         self._abandoned = False  # nobody has the pool any more
-        self._draining = False  # left standing by a drain that was interrupted
-        self._torn = False  # and the result that it had in its hands is still to be looked for
-        self._runs: dict[int, weakref.ref[MapRun]] = {}  # by id: maps that will send more
-        self._broken: BaseException | None = None
-        self._watched_until: int | None = None  # ns; when the collector looks at the deadlines next
-        self._idle = threading.Condition(threading.Lock())  # notified when nothing is outstanding, and at the end
-        self._over = Flag()  # set once everything has been given back
         parting.engines.add(self)
 
     def start(self) -> None:
@@ -236,180 +220,6 @@ class Engine(Line):
                 self._tear()
                 raise
         return dropped
-
-    # Results out
-
-    def wait(
-        self, ready: Callable[[], bool], condition: Callable[[], threading.Condition], deadline: float | None
-    ) -> bool:
-        """Collect results until `ready()`; False at the deadline.
-
-        Args:
-            ready: Becomes true by what is collected.
-            condition: Notified when `ready` may have become true; for the time that another thread collects.
-            deadline: On `time.monotonic`; None = never.
-        """
-        deadline_ns = None if deadline is None else int(deadline * 1e9)
-        while not ready():
-            if self._parted:  # at the interpreter's end its other threads wait on, and say nothing
-                self._over.wait(0.0 if SHIELD.main else LAST_SECONDS)
-                raise PoolClosed(self._parted)
-            if self._ended:  # what was submitted in the last moment fails before it is over
-                self.call_after()
-                self._over.wait(LAST_SECONDS if deadline is None else min(LAST_SECONDS, deadline - time.monotonic()))
-                return ready()
-            with self._turn as mine:
-                if mine:
-                    self._collect_until(ready, deadline_ns)
-            self.call_after()
-            if self._settlement.logged:  # what a task has logged is there before its result
-                self._settlement.logged = False
-                log_sink.catch_up()
-            if ready():
-                if SHIELD.main:
-                    self._after.catch_up(deadline)
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            if self._turn.foreground:
-                sleep_on(condition(), ready, deadline)
-            elif not mine:
-                time.sleep(DRAIN_SECONDS)  # the collector is at it
-        return True
-
-    def _collect_until(self, ready: Callable[[], bool], deadline_ns: int | None) -> None:
-        """As the foreground: drain until `ready()`, until there is something to call, or until the deadline."""
-        tasks, workforce = self._tasks, self._workforce
-        while not self._ended:
-            alarms = self._turn.alarms()
-            self._drain()
-            if self._after.due or ready():
-                return
-            if not tasks.wait(workforce.rings, alarms, deadline_ns):
-                self._drain()
-                return
-
-    def _collect_forever(self) -> None:
-        """The collector thread."""
-        tasks, turn = self._tasks, self._turn
-        alarms = 0
-        settled: int | None = now_ns() + SETTLED_NS
-        while not self._ended:
-            try:
-                again = self._look_again()
-            except Exception as error:  # as below
-                self._give_up(error)
-                again = None
-            if settled is not None:
-                again = settled if again is None else min(again, settled)
-            tasks.wait_background(self._workforce.rings, alarms, again)
-            alarms = tasks.alarms()
-            if settled is not None and now_ns() >= settled:
-                settled = None
-                try:
-                    import_module("manycore._standard_errors")  # so that the first death is told as soon as any other
-                except Exception:  # the interpreter is ending
-                    pass
-            if self._abandoned:
-                self.terminate()
-                return
-            if self._unattended and self._nothing_left():
-                self._end(kill=False)
-                return
-            if turn.take():
-                try:
-                    self._drain()
-                except Exception as error:  # a bug of ours, or a ring that a task has written into: no hang at least
-                    self._give_up(error)
-                finally:
-                    turn.give()
-            try:
-                self.call_after()
-            except BaseException:  # a callback's: it is told, and the collector goes on
-                sys.excepthook(*sys.exc_info())
-
-    def call_after(self) -> None:
-        """Call what results and deaths asked for; without locks."""
-        if self._after.call() and self._turn.foreground:
-            self._tasks.alarm()  # what it waits for may be there now
-
-    def _drain(self) -> None:
-        """Settle all records and all deaths. Whose turn it is."""
-        interrupted, self._draining, asked = self._draining, True, self._after.asked
-        with self._lock:
-            for worker in tuple(self._workforce.workers.values()):
-                if worker.inbox or not worker.ring.empty():
-                    self._settlement.empty(worker)
-            if self._workforce.dead or interrupted or self._torn or self._settlement.reason is not None:
-                with SHIELD:
-                    self._bury_and_mend(interrupted)
-            self.pump()
-        self._settlement.litter.clear()
-        if self._after.asked != asked and SHIELD.main:
-            self._tasks.alarm()  # the collector calls that
-        if self._unattended and self._nothing_left():
-            self._tasks.alarm()  # the collector ends what nobody attends to
-            with self._idle:
-                self._idle.notify_all()
-        self._draining = False
-
-    def _bury_and_mend(self, interrupted: bool) -> None:
-        dead = self._workforce.dead
-        while dead:
-            self._settlement.bury(dead[0], self._goes_on)
-            dead.popleft()
-            self._unmanned = self._dispatcher.vacant
-        if self._settlement.reason is not None:
-            self._break(self._settlement.reason)
-        if interrupted or self._torn:
-            self._torn = not self._settlement.reconcile()
-            if self._torn:
-                self._tasks.alarm()
-
-    def _break(self, reason: BaseException) -> None:
-        """Give up: fail everything that is outstanding, end the workers."""
-        if self._broken is None:
-            self._broken = reason
-            self._closed = True
-            self._fail_all()
-            self._workforce.kill()
-
-    def _give_up(self, error: Exception) -> None:
-        reason = errors.PoolBroken(f"pool {self.name!r} gives up: {error!r}")
-        reason.__cause__ = error
-        with self._lock:
-            self._break(reason)
-
-    def _goes_on(self) -> bool:
-        """Whether a dead worker's place is to be filled."""
-        needed = not self._closed or self._dispatcher.outstanding > 0
-        return needed and not self._ended and self._broken is None and self._settlement.reason is None
-
-    def _fail_all(self, error: BaseException | None = None) -> None:
-        """Fail every item that has no result."""
-        error = self._broken or error or PoolClosed(f"pool {self.name!r} was terminated")
-        for task in self._dispatcher.tasks():
-            self._settlement.fail(task, error)
-
-    # Deadlines
-
-    def _watch(self, until_ns: int) -> None:
-        """The collector must look at the deadlines by then."""
-        if self._watched_until is None or until_ns < self._watched_until:
-            self._watched_until = until_ns
-            self._tasks.alarm()
-
-    def _look_again(self) -> int | None:
-        """What the collector does before it sleeps; returns when to do it again (ns)."""
-        again, rest = self._watch_deadlines(), self.outbox.tend()
-        return min(again, rest) if again is not None and rest is not None else again if rest is None else rest
-
-    def _watch_deadlines(self) -> int | None:
-        """Do what is due: end what runs too long, go on with what has waited; returns when to look again (ns)."""
-        with self._lock:
-            self._watched_until = self._settlement.tick()
-            self.pump()
-            return self._watched_until
 
     # Asking and cancelling
 
@@ -539,9 +349,6 @@ class Engine(Line):
         if self._collector is not None:
             self.wait(self._nothing_left, lambda: self._idle, None)
         self._end(kill=False)
-
-    def _nothing_left(self) -> bool:
-        return not (self._dispatcher.outstanding or self._settlement.owed or (self._runs and self._broken is None))
 
     def terminate(self, error: BaseException | None = None, signum: int | None = None) -> None:
         """Kill the workers (those that get `signum`: after STOP_GRACE), fail what is outstanding, free everything."""

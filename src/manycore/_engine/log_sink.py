@@ -29,7 +29,7 @@ from manycore._engine.aftermath import sleep_on
 if TYPE_CHECKING:
     from manycore._native.ring import TaskRing
 
-__all__ = ["END_SECONDS", "catch_up", "level_of", "post"]
+__all__ = ["END_SECONDS", "catch_up", "level_of", "post", "warn"]
 
 # How long a result, and the end of a pool, wait for the records that came before to be handled: mostly it is
 # microseconds, and a handler that takes longer is waited for once by each.
@@ -39,13 +39,13 @@ END_SECONDS: Final = 1.0
 
 class _Sink:
     def __init__(self) -> None:
-        self._queue: deque[tuple[TaskRing, int, bytes]] = deque()
+        self._queue: deque[tuple[TaskRing | None, int, bytes]] = deque()
         self._changed = threading.Condition(threading.Lock())  # guards the counts; the queue needs no lock
         self._posted = self._handled = 0
         self._stuck_at: dict[float, int] = {}  # by a wait's bound: what had been handled when somebody gave up
         self._thread: threading.Thread | None = None
 
-    def post(self, tasks: TaskRing, worker: int, data: bytes) -> None:
+    def post(self, tasks: TaskRing | None, worker: int, data: bytes) -> None:
         self._queue.append((tasks, worker, data))
         with self._changed:
             self._posted += 1
@@ -73,7 +73,8 @@ class _Sink:
                 except Exception:  # a handler's own; those of the standard library tell of theirs
                     if logging.lastResort is not None:
                         logging.lastResort.handle(_trouble())
-                tasks.hear(worker)
+                if tasks is not None:
+                    tasks.hear(worker)
                 del tasks, data  # not to be kept until the next record comes
                 with self._changed:
                     self._handled += 1
@@ -117,6 +118,12 @@ _sink = _Sink()
 def post(tasks: TaskRing, worker: int, data: bytes) -> None:
     """Have a worker's record handled. Takes no time, whatever the handlers do."""
     _sink.post(tasks, worker, data)
+
+
+def warn(text: str, pool: str, worker: int) -> None:
+    """Have a warning of this process's own handled, of logger "manycore". Takes no time, whatever the handlers do."""
+    state = {"name": "manycore", "levelno": logging.WARNING, "levelname": "WARNING", "msg": text}
+    _sink.post(None, worker, marshal.dumps({**state, "manycore_pool": pool, "manycore_worker": worker}))
 
 
 def catch_up(timeout: float = CATCH_UP_SECONDS) -> None:

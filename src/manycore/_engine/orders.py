@@ -13,6 +13,7 @@ __all__ = [
     "Instruction",
     "Interrupt",
     "Kill",
+    "Overdue",
     "Postponed",
     "Recall",
     "Requeued",
@@ -20,6 +21,7 @@ __all__ = [
     "Sight",
     "Split",
     "Start",
+    "Vacant",
 ]
 
 
@@ -103,10 +105,31 @@ class Interrupt(NamedTuple):
     sight: Sight
 
 
+class Overdue(NamedTuple):
+    """This worker has been in its initializer for too long: find out where; `fatal`: kill it then."""
+
+    sight: Sight
+    fatal: bool
+
+
+class Vacant(NamedTuple):
+    """So many starts in a row have failed, the last one here: `put_off` is to be called. The others go on meanwhile.
+
+    `beyond` counts those that were too many, `first` says that there was none before.
+    """
+
+    worker: int
+    deaths: int
+    beyond: int
+    first: bool
+
+
 class Broken(NamedTuple):
-    """Give up: workers die faster than they get ready."""
+    """Give up: so many starts in a row have failed, and nobody is there."""
 
     deaths: int
 
 
-Instruction = Failed | Requeued | Postponed | Recall | Split | Start | Retire | Kill | Interrupt | Broken
+Instruction = (
+    Failed | Requeued | Postponed | Recall | Split | Start | Retire | Kill | Interrupt | Overdue | Vacant | Broken
+)

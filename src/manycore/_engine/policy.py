@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import errors
+from manycore._engine.settings import nanoseconds
 from manycore._launch.arguments import integer, seconds
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ class Policy:
             "memory_limit": memory_limit,
             "name": name,
         }
-        self.timeout_ns = 0 if timeout is None else _ns("timeout", timeout)
-        self.soft_ns = 0 if soft_timeout is None else _ns("soft_timeout", soft_timeout)
+        self.timeout_ns = nanoseconds("timeout", timeout)
+        self.soft_ns = nanoseconds("soft_timeout", soft_timeout)
         if self.timeout_ns and self.soft_ns >= self.timeout_ns:
             raise ValueError(f"soft_timeout must be less than timeout, not {soft_timeout!r} and {timeout!r}")
         self.first_ns = self.soft_ns or self.timeout_ns
@@ -153,10 +154,3 @@ def make_policy(**options: Any) -> Policy | None:
     """A policy; None for one that promises nothing. The arguments are those of `Policy`."""
     policy = Policy(**options)
     return policy if policy.told() is not None or policy.priority else None
-
-
-def _ns(what: str, value: Any) -> int:
-    number = seconds(what, value)
-    if not number:
-        raise ValueError(f"{what} must be more than 0 seconds, not {value!r}")
-    return max(1, int(number * 1e9))

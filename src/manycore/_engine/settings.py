@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from manycore._launch.arguments import seconds
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from manycore._engine.calls import Task
 
-__all__ = ["INSTEAD", "START_METHODS", "Settings", "Sink", "Stats", "idle_nanoseconds", "start_method_of"]
+__all__ = ["INSTEAD", "START_METHODS", "Settings", "Sink", "Stats", "nanoseconds", "start_method_of"]
 
 START_METHODS: Final = ("zygote", "fork", "spawn", "forkserver")
 
@@ -39,13 +41,19 @@ def start_method_of(context: Any) -> str:
     return str(method)
 
 
-def idle_nanoseconds(seconds: float | None) -> int:
-    """An `idle_timeout` as `Settings` has it."""
-    if seconds is None:
+def nanoseconds(what: str, given: Any) -> int:
+    """A number of seconds as `Settings` and policies have it; None is 0, for no bound.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not more than 0, or not finite.
+    """
+    if given is None:
         return 0
-    if not seconds > 0:
-        raise ValueError(f"idle_timeout must be more than 0 seconds, not {seconds!r}")
-    return max(1, int(seconds * 1e9))
+    number = seconds(what, given)
+    if not number:
+        raise ValueError(f"{what} must be more than 0 seconds, not {given!r}")
+    return max(1, int(number * 1e9))
 
 
 # What to do in place of giving a pool to a task.
@@ -68,6 +76,7 @@ class Settings(NamedTuple):
         preload: Modules that workers have imported before they start.
         start_method: How workers are started.
         idle_ns: How long a worker waits for a task before it leaves, until there is demand again; 0 = for ever.
+        initializer_ns: How long the initializer may take; 0 = as long as it likes.
     """
 
     workers: int
@@ -81,6 +90,7 @@ class Settings(NamedTuple):
     blas_threads: int | None = None
     start_method: str = "zygote"
     idle_ns: int = 0
+    initializer_ns: int = 0
 
     @property
     def keeps_main(self) -> bool:

@@ -29,7 +29,8 @@ from manycore._engine.aftermath import Aftermath
 from manycore._engine.calls import settle
 from manycore._engine.death import death_error, describe_item
 from manycore._engine.failure import load_failure
-from manycore._engine.orders import Broken, Failed, Kill, Postponed, Retire, Split, Start
+from manycore._engine.functions import name_of
+from manycore._engine.orders import Broken, Failed, Interrupt, Kill, Overdue, Postponed, Retire, Split, Start, Vacant
 from manycore._engine.policy import BACKOFF_MOST
 from manycore._engine.settings import Stats
 from manycore._engine.task import TaskState
@@ -51,6 +52,11 @@ __all__ = ["Settlement"]
 # A worker that was killed for its deadline, or could not be stopped for it, is looked at again after this time.
 RETRY_KILL_NS: Final = 2_000_000
 
+# How long a place stays vacant whose starts have failed too often: at first, and at the most, in seconds. What the
+# machine lacks for a moment is soon there again; what it lacks for good is not worth a process more often.
+VACANT_LEAST: Final = 0.1
+VACANT_MOST: Final = 60.0
+
 
 class Settlement:
     """Settles records and deaths.
@@ -64,6 +70,7 @@ class Settlement:
         reason: Why the pool cannot go on, once it cannot.
         owed: Tasks that are done with as such, and whose items are not yet sent one by one.
         answers: What users' backoffs have said: when a task goes on (ns), or that it does not.
+        found: Where workers were that are long in their initializers.
         items_done, items_failed: How many items gave a result, and how many did not.
         logged: Whether log records came that are not waited for yet.
         busy_ns: Time that workers spent inside the user's functions.
@@ -79,6 +86,7 @@ class Settlement:
         self.reason: BaseException | None = None
         self.owed: set[Task] = set()
         self.answers: deque[tuple[Task, int | BaseException]] = deque()
+        self.found: deque[tuple[Overdue, str]] = deque()
         self._hand: Task | None = None  # whose record is being told of; for who is interrupted meanwhile
         self.items_done = self.items_failed = 0
         self.busy_ns = 0
@@ -181,6 +189,8 @@ class Settlement:
                     self.obey(order)
         elif status == frames.READY:
             self._dispatcher.worker_ready(worker.index)
+            if self._dispatcher.staff.vacancies:
+                self._tasks.alarm()
         elif status == frames.RETURNED:
             for order in self._dispatcher.returned(task_id):
                 self.obey(order)
@@ -190,9 +200,12 @@ class Settlement:
         elif status == frames.INIT_FAILED:
             error, name, text = load_failure(data)
             what = f"{name}: {error}" if error is not None and str(error) else name
-            reason = errors.PoolBroken(f"the initializer of pool {self._workforce.name!r} raised {what}")
-            reason.__cause__ = RemoteTraceback(text)
-            self._give_up(reason)
+            worker.trouble = f"its initializer raised {what}"
+            worker.cause = RemoteTraceback(text)
+            if not self._dispatcher.staff.works:  # what it raises here, it would raise in each
+                reason = errors.PoolBroken(f"the initializer of pool {self._workforce.name!r} raised {what}")
+                reason.__cause__ = worker.cause
+                self._give_up(reason)
 
     def _give_up(self, reason: BaseException) -> None:
         if self.reason is None:
@@ -211,6 +224,9 @@ class Settlement:
             self._workforce.retire(order.worker)
         elif isinstance(order, Postponed):
             self._put_off(order)
+        elif isinstance(order, Overdue):
+            self.then(partial(self._find_out, order))
+            self._tasks.alarm()
 
     def _put_off(self, order: Postponed) -> None:
         policy = order.task.policy
@@ -233,7 +249,9 @@ class Settlement:
             self._tasks.alarm()
 
     def _take_answers(self) -> None:
-        """Settle what users' backoffs have said."""
+        """Settle what was found out without locks: what users' backoffs have said, where initializers hang."""
+        while self.found:
+            self._end_start(*self.found.popleft())
         while self.answers:
             task, answer = self.answers.popleft()
             if isinstance(answer, int):
@@ -242,11 +260,59 @@ class Settlement:
                 self.fail(task, answer)
                 self._tasks.alarm()  # whoever waits for it
 
+    # Starts
+
     def start_worker(self, index: int) -> None:
         """Start a worker in this place."""
-        self._workforce.start(index)
+        try:
+            self._workforce.start(index)
+        except OSError as error:  # no descriptor, no memory, no process to be had
+            if not self._dispatcher.staff.works:
+                raise
+            self._leave_vacant(self._dispatcher.staff.refuse(index), str(error))
+            return
         self._dispatcher.worker_started(index)
         self._tasks.alarm()  # whoever waits for results waits on the new ring as well
+
+    def _leave_vacant(self, order: Vacant, how: str) -> None:
+        """The pool goes on with fewer workers for a while."""
+        wait = min(VACANT_MOST, VACANT_LEAST * 2.0 ** min(order.beyond - 1, 64))
+        self._dispatcher.staff.put_off(order.worker, now_ns() + int(wait * 1e9))
+        self._tasks.alarm()  # the collector looks when that is
+        if order.first:
+            failed = f"{order.deaths} starts in a row have failed, the last one of worker {order.worker}: {how}"
+            rest = "it goes on with fewer workers, and tries again less and less often"
+            self._warn(f"pool {self._workforce.name!r}: {failed}; {rest}", order.worker)
+
+    def _warn(self, text: str, worker: int) -> None:
+        """Tell this program's handlers, whose thread is another."""
+        self.then(partial(log_sink.warn, text, self._workforce.name, worker))
+        self._tasks.alarm()
+
+    def _find_out(self, order: Overdue) -> None:
+        """Ask a worker that is long in its initializer where it is. Without locks."""
+        self.found.append((order, self._workforce.where(order.sight.worker)))
+        self._tasks.alarm()
+
+    def _end_start(self, order: Overdue, where: str) -> None:
+        """It is known where the worker is: tell, or end it."""
+        sight, staff = order.sight, self._dispatcher.staff
+        worker = self._workforce.workers.get(sight.worker)
+        if worker is None or not staff.blames(sight):
+            return
+        what = f"its initializer {name_of(self._workforce.initializer)}"
+        here = f"\nIt was here (most recent call first):\n{where}" if where else ""
+        if not order.fatal:
+            who = f"worker {sight.worker} of pool {self._workforce.name!r} (pid {worker.child.pid})"
+            since = f"has not returned after {staff.notice_ns / 1e9:g} s; initializer_timeout= would bound it"
+            self._warn(f"{who}: {what} {since}{here}", sight.worker)
+            return
+        self._kill_if_still(sight)
+        if self._dispatcher.sentenced(sight):
+            limit = f"{staff.limit_ns / 1e9:g} s"
+            worker.trouble = f"{what} had not returned after its timeout of {limit}, and it was killed{here}"
+        else:
+            staff.ask_again(sight.worker)
 
     def _split(self, task: Task) -> None:
         try:
@@ -286,24 +352,36 @@ class Settlement:
                 who = f"worker {worker.index} of pool {self._workforce.name!r}"
                 error = death_error(who, what, certificate, order)
                 self.then(order.task.sink.fail(order.task, order.item, error))
+            elif isinstance(order, Vacant):
+                self._leave_vacant(order, worker.trouble or how)
             elif isinstance(order, Broken):
                 died = f"{order.deaths} workers in a row died before they were ready"
-                message = f"pool {self._workforce.name!r} gives up: {died}; the last: {how}{self._workforce.advice}"
-                self._give_up(errors.PoolBroken(message))
+                last = worker.trouble or f"{how}{self._workforce.advice}"
+                reason = errors.PoolBroken(f"pool {self._workforce.name!r} gives up: {died}; the last: {last}")
+                reason.__cause__ = worker.cause
+                self._give_up(reason)
             else:
                 self.obey(order)
+        if self._dispatcher.staff.vacancies:
+            self._tasks.alarm()  # the collector looks whether one is to be filled now
         self._tasks.kick()
 
     # Time
 
-    def tick(self) -> int | None:
-        """Do what is due: end what runs too long, go on with what has waited; returns when to look again (ns)."""
+    def tick(self, *, fill: bool = False) -> int | None:
+        """Do what is due: end what runs too long, go on with what has waited; returns when to look again (ns).
+
+        Args:
+            fill: Whether places are to be filled that were left vacant.
+        """
         self._take_answers()
         now = now_ns()
-        orders, again = self._dispatcher.tick(now, self._workforce.sights())
+        orders, again = self._dispatcher.tick(now, self._workforce.sights(), fill=fill)
         for order in orders:
-            if not isinstance(order, Kill):
+            if isinstance(order, Interrupt):
                 self._workforce.interrupt(order.sight)
+            if not isinstance(order, Kill):
+                self.obey(order)
                 continue
             self._kill_if_still(order.sight)
             retry = now + RETRY_KILL_NS  # not dead yet, or it would not stop at once

@@ -386,6 +386,7 @@ def main(payload: bytes | dict[str, Any], fds: list[int]) -> int:
     if setup["logs"] is not None:
         forward(LogSource(index, setup["pool"], tasks, results), *setup["logs"])
     initializer, finalizer = setup["initializer"], setup["finalizer"]
+    tasks.begin(index, frames.INITIALIZING)
     try:
         if isinstance(finalizer, bytes):
             finalizer = codec.load_function(finalizer)

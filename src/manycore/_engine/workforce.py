@@ -24,6 +24,7 @@ from manycore._engine.cargo import Parcel, claim, unpack
 from manycore._engine.log_sink import level_of
 from manycore._engine.log_source import parents_levels
 from manycore._engine.orders import Sight
+from manycore._launch import stacks
 from manycore._memory import codec
 from manycore._memory.arena import ArenaView
 from manycore._memory.segment import Segment, create_memfd
@@ -52,6 +53,9 @@ FINALIZER_SECONDS: Final = 5.0
 # Pools in tasks of pools in tasks: more than anybody means. Without an end, they would take the whole machine.
 DEPTH_MAX: Final = 10
 
+# How long a worker may take to say where it is. A stopped one never says; the collector waits meanwhile.
+STACK_SECONDS: Final = 0.5
+
 # Looks, 0.2 ms apart, at whether a worker has stopped: a signal's delivery takes mostly less than 0.1 ms.
 PAUSE_LOOKS: Final = 25
 
@@ -68,12 +72,15 @@ class Worker:
         buried: What it left has been settled.
         arena_fd: What its large results are in.
         large_bytes: Of its large results so far.
+        trouble: Why it has never become ready, where that is known.
+        cause: What its initializer raised.
     """
 
     __slots__ = (
         "_view",
         "arena_fd",
         "buried",
+        "cause",
         "child",
         "inbox",
         "index",
@@ -83,6 +90,7 @@ class Worker:
         "position",
         "ring",
         "segment",
+        "trouble",
     )
 
     def __init__(self, index: int, segment: Segment, ring: ResultRing) -> None:
@@ -98,6 +106,8 @@ class Worker:
         self.leaving = False
         self.buried = False
         self.large_bytes = 0
+        self.trouble = ""
+        self.cause: BaseException | None = None
 
     def open_cargo(self, flags: int, data: bytes) -> Parcel:
         """Take what a record's bytes name, before the worker may go: blocks of its arena, shared memory."""
@@ -134,6 +144,7 @@ class Workforce:
 
     Attributes:
         name: The pool's.
+        initializer: What each worker calls first.
         workers: Those that are there, by index.
         size: How many there are to be; new ones get their share of the cores accordingly.
         rings: Their result rings, in a list that is replaced and never changed.
@@ -156,6 +167,7 @@ class Workforce:
         self._fds = tuple(fds)
         self._inherits = settings.start_method == "fork"  # nothing is pickled then, and so anything may be given
         function: Any = settings.initializer
+        self.initializer = function
         arguments: Any = settings.initargs
         finalizer: Any = settings.finalizer
         if not self._inherits:
@@ -271,6 +283,17 @@ class Workforce:
     def peak_rss(self) -> int:
         """The largest peak memory of any worker so far, in bytes."""
         return max([self.peak_rss_bytes, *map(_peak_rss_bytes, self.pids())])
+
+    def where(self, index: int) -> str:
+        """Where a worker's main thread is: lines of a traceback; empty where it does not say. Without locks."""
+        worker = self.workers.get(index)
+        if worker is None or not worker.child.started or worker.child.error is not None:
+            return ""
+        try:
+            text = stacks.read(worker.child.pid, STACK_SECONDS)
+        except (LookupError, TimeoutError, OSError):
+            return ""
+        return _launch.Certificate(worker.child.pid, "", None, stack=f"\n{text}").where
 
     # Ending them
 

@@ -7,15 +7,17 @@ from typing import Any, ClassVar
 
 import pytest
 
-from manycore._engine import dispatch
+from manycore._engine import staff
 from manycore._engine.calls import Task
 from manycore._engine.dispatch import Dispatcher, IllegalTransition, WorkerState
+from manycore._engine.frames import INITIALIZING
 from manycore._engine.orders import (
     Broken,
     Failed,
     Instruction,
     Interrupt,
     Kill,
+    Overdue,
     Postponed,
     Recall,
     Requeued,
@@ -23,6 +25,7 @@ from manycore._engine.orders import (
     Sight,
     Split,
     Start,
+    Vacant,
 )
 from manycore._engine.policy import Policy
 from manycore._engine.task import TASK_TRANSITIONS, TaskState
@@ -31,7 +34,7 @@ from manycore.errors import WorkerDied
 from tests.unit.engine.watched import Watched, promise
 
 
-class WatchedWorker(dispatch._Worker):
+class WatchedWorker(staff.Worker):
     __slots__ = ("_now",)
     _now: WorkerState
     seen: ClassVar[set[tuple[WorkerState, WorkerState]]] = set()
@@ -59,7 +62,7 @@ def published(dispatcher: Dispatcher, **options: Any) -> Task:
 def test_every_row_of_the_tables_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Watched, "seen", set())
     monkeypatch.setattr(WatchedWorker, "seen", set())
-    monkeypatch.setattr(dispatch, "_Worker", WatchedWorker)
+    monkeypatch.setattr(staff, "Worker", WatchedWorker)
     dispatcher = Dispatcher(5)
     for index in range(5):
         dispatcher.worker_started(index)
@@ -91,7 +94,7 @@ def test_every_row_of_the_tables_is_reached(monkeypatch: pytest.MonkeyPatch) -> 
     assert dispatcher.outstanding == 0
 
     assert Watched.seen == set(TASK_TRANSITIONS)
-    assert WatchedWorker.seen == set(dispatch._WORKER_TRANSITIONS)
+    assert WatchedWorker.seen == set(staff.WORKER_TRANSITIONS)
 
 
 def illegal_events() -> dict[str, Any]:
@@ -190,9 +193,7 @@ def test_a_claim_that_never_began_is_published_again_before_all_others() -> None
 
 def test_the_restart_budget_counts_only_those_that_never_got_ready() -> None:
     dispatcher = Dispatcher()
-    for index in range(2):
-        dispatcher.worker_started(index)
-    dispatcher.worker_ready(1)
+    dispatcher.worker_started(0)
     starts = 0
     while True:
         order = dispatcher.worker_died(Sight(0), replace=True)[-1]
@@ -202,8 +203,100 @@ def test_the_restart_budget_counts_only_those_that_never_got_ready() -> None:
         starts += 1
         if starts == 2:  # one that gets ready wipes the slate
             dispatcher.worker_ready(0)
-    assert order.deaths == dispatch.SPARE_STARTS + 2
-    assert starts == 2 + 1 + dispatch.SPARE_STARTS + 1
+    assert order.deaths == staff.SPARE_STARTS + 1
+    assert starts == 2 + 1 + staff.SPARE_STARTS
+
+
+def failed_starts(dispatcher: Dispatcher, index: int) -> Instruction:
+    """Starts in this place fail until something else becomes of it than another one."""
+    while True:
+        order = dispatcher.worker_died(Sight(index), replace=True)[-1]
+        if order != Start(index):
+            return order
+        dispatcher.worker_started(index)
+
+
+def test_as_long_as_somebody_works_starts_that_fail_end_nothing() -> None:
+    dispatcher = Dispatcher(3)
+    for index in range(3):
+        dispatcher.worker_started(index)
+    dispatcher.worker_ready(0)
+    many = staff.SPARE_STARTS + 3
+    assert failed_starts(dispatcher, 1) == Vacant(1, many, 1, first=True)
+    assert dispatcher.tick(10, []) == ([], None)  # it is not said yet until when
+    dispatcher.staff.put_off(1, 50)
+    assert dispatcher.worker_died(Sight(2), replace=True) == [Vacant(2, many + 1, 3, first=False)]
+    dispatcher.staff.put_off(2, 90)
+    assert not dispatcher.vacant
+    assert dispatcher.demand() == []
+    assert dispatcher.tick(10, []) == ([], 50)
+    assert dispatcher.tick(50, [], fill=False) == ([], None)  # the pool is ending
+    assert dispatcher.tick(50, []) == ([Start(1)], 90)
+    dispatcher.worker_started(1)
+    assert dispatcher.worker_died(Sight(1), replace=True) == [Vacant(1, many + 2, 4, first=False)]
+    dispatcher.staff.put_off(1, 200)
+    assert dispatcher.tick(90, []) == ([Start(2)], 200)
+    dispatcher.worker_started(2)
+    dispatcher.worker_ready(2)  # the slate is wiped
+    assert dispatcher.tick(200, []) == ([Start(1)], None)
+    dispatcher.worker_started(1)
+    assert dispatcher.worker_died(Sight(1), replace=True) == [Start(1)]
+
+
+def test_who_is_still_starting_decides_whether_the_pool_gives_up() -> None:
+    dispatcher = Dispatcher(2)
+    dispatcher.worker_started(0)
+    dispatcher.worker_started(1)
+    order = failed_starts(dispatcher, 1)
+    assert order == Vacant(1, staff.SPARE_STARTS + 2, 1, first=False)
+    dispatcher.staff.put_off(1, 50)
+    assert dispatcher.tick(60, []) == ([], None)  # it waits for what becomes of the other
+    assert dispatcher.worker_died(Sight(0), replace=True) == [Broken(staff.SPARE_STARTS + 3)]
+
+
+def test_a_vacant_place_is_filled_when_the_others_have_left() -> None:
+    dispatcher = Dispatcher(2)
+    dispatcher.worker_started(0)
+    dispatcher.worker_started(1)
+    dispatcher.worker_ready(1)
+    assert isinstance(failed_starts(dispatcher, 0), Vacant)
+    dispatcher.staff.put_off(0, 50)
+    assert dispatcher.resize(1) == [Retire(1)]
+    assert dispatcher.worker_died(Sight(1), replace=True) == []
+    assert dispatcher.tick(50, []) == ([Start(0)], None)
+
+
+def test_no_process_can_be_had_while_somebody_works() -> None:
+    dispatcher = Dispatcher(2)
+    dispatcher.worker_started(0)
+    dispatcher.worker_ready(0)
+    assert dispatcher.staff.refuse(1) == Vacant(1, 1, 1, first=True)
+    dispatcher.staff.put_off(1, 50)
+    assert dispatcher.tick(50, []) == ([Start(1)], None)
+    assert dispatcher.staff.refuse(1) == Vacant(1, 2, 1, first=False)
+
+
+@pytest.mark.parametrize("fatal", [True, False])
+def test_an_initializer_that_takes_long(fatal: bool) -> None:
+    dispatcher = Dispatcher(2, limit_ns=50 if fatal else 0, notice_ns=0 if fatal else 50)
+    dispatcher.worker_started(0)
+    dispatcher.worker_started(1)
+    dispatcher.worker_ready(1)
+    begun = Sight(0, (), 0, INITIALIZING, 80)
+    others = Sight(1, (), 0, INITIALIZING, 10)  # what its page shows until its first task
+    assert dispatcher.tick(70, [Sight(0), others]) == ([], 120)  # not in its initializer yet
+    assert dispatcher.tick(120, [begun, others]) == ([], 130)
+    assert dispatcher.tick(130, [begun, others]) == ([Overdue(begun, fatal)], None)
+    assert dispatcher.tick(140, [begun, others]) == ([], None)  # it is being looked at
+    assert dispatcher.blames(begun)
+    dispatcher.staff.ask_again(0)
+    assert dispatcher.tick(150, [begun, others]) == ([Overdue(begun, fatal)], None)
+    assert not dispatcher.sentenced(begun)
+    dispatcher.sentence(begun)
+    assert dispatcher.sentenced(begun)
+    dispatcher.worker_ready(0)
+    assert not dispatcher.blames(begun)
+    assert dispatcher.tick(150, [begun, others]) == ([], None)
 
 
 def test_deadlines_are_asked_for_again_in_time() -> None:
