@@ -1,6 +1,7 @@
 """Workers die: idle, busy, at random instants, in every way that a task can bring about."""
 
 import ctypes
+import importlib
 import itertools
 import mmap
 import os
@@ -470,6 +471,7 @@ def out_of_memory(make):
 
 
 def drop_everything():
+    importlib.import_module(identity.__module__)  # which is deeper than what follows allows
     sys.setrecursionlimit(60)
     os.chdir("/")
     os.environ.clear()

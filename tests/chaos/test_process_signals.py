@@ -66,8 +66,13 @@ PHASES = {
 }
 
 
-# Where the interpreter itself may be, with no way out for an exception: it says so, and goes on. Not an exit handler.
-INTERPRETERS_OWN = re.compile(r"^Exception ignored in: <(?:function|module)", re.MULTILINE)
+# Where the interpreter itself may be, with no way out for an exception: it says so, and goes on. Of exit handlers only
+# that of `logging`, which comes after ours.
+INTERPRETERS_OWN = re.compile(
+    r"^Exception ignored in(?:: <(?:function|module)|"
+    r' atexit callback: <function shutdown at \w+>\nTraceback .*\n  File ".*/logging/__init__\.py")',
+    re.MULTILINE,
+)
 CHAINED = "\nDuring handling of the above exception, another exception occurred:\n"
 WHOLE = re.compile("^KeyboardInterrupt", re.MULTILINE)  # the last line of a traceback
 

@@ -1,4 +1,4 @@
-/* The queue, its watchers, its tasks and the broadcast in every order, with deaths.
+/* The queue, its watchers, its tasks, the broadcast, and senders that meet receivers, in every order, with deaths.
  *
  * Blocks are small, so that a few records need several. Time passes only when nobody can go on, and then, without a
  * death, something was lost: a wake-up, or a ring. */
@@ -21,6 +21,7 @@ static _Atomic uint32_t rung[EXPLORE_PARTIES]; /* each party's pipe */
 static inline void mc_bell_ring(uint64_t owner, int fd, uint64_t inode);
 
 #include "broadcast.h"
+#include "meet.h"
 
 static inline void mc_bell_ring(uint64_t owner, int fd, uint64_t inode) {
     if (inode != 77 || owner != (uint64_t)fd + 1) return; /* a slot that changed hands: the inode would tell */
@@ -111,7 +112,7 @@ static void put(uint64_t number) {
     if (w.slept && mc_queue_has_room(s)) mc_queue_wake(&s->room, 1);
 }
 
-/* As get_records; -1 when there is nothing and it is not to wait. */
+/* As get_records; -1 when there is nothing, and it is not to wait or nothing will come. */
 static int get(bool waits) {
     mc_spinner spinner = {.cores = 1};
     mc_waiting w;
@@ -120,7 +121,8 @@ static int get(bool waits) {
     for (;;) {
         uint32_t seen = atomic_load(&s->tail.version);
         if (!mc_queue_has_items(s)) {
-            if (!waits) return -1;
+            if (!waits || atomic_load(&s->closed)) return -1;
+            if (s->meets) mc_queue_announce(s);
             mc_queue_sleep(&s->tail.version, &s->items, seen, &w, &spinner);
             continue;
         }
@@ -134,15 +136,18 @@ static int get(bool waits) {
         EX_CHECK(mc_queue_next_record(&q, &cursor, &kind, &size) == 0 && size == sizeof payload);
         EX_CHECK(mc_queue_read(&q, &cursor, payload, size) == 0);
         EX_CHECK(payload[1] == ~payload[0] && payload[2] == payload[0] * 3);
+        bool taken = !s->meets || mc_offer_decide(s, head.count, MC_OFFER_TAKEN);
         mc_queue_publish(&s->head, cursor, head.count + 1);
-        EX_CHECK(!got[payload[0]]);
-        got[payload[0]] = true;
-        got_count++;
+        if (taken) {
+            EX_CHECK(!got[payload[0]]);
+            got[payload[0]] = true;
+            got_count++;
+        }
         if (s->work.kept) mc_queue_hold(s, mc_self(), 1);
         mc_queue_give_back(&q, head.block, cursor.block);
         mc_lock_release(&s->readers);
-        mc_queue_wake(&s->room, 1);
-        break;
+        mc_queue_wake(&s->room, s->meets ? 3 : 1);
+        if (taken) break;
     }
     mc_queue_left(&s->items, &w);
     if (w.slept && mc_queue_has_items(s)) mc_queue_wake(&s->items, 1);
@@ -154,7 +159,7 @@ static void shut(void) {
     take(&s->writers);
     mc_queue_touch(&s->tail);
     mc_lock_release(&s->writers);
-    mc_queue_wake(&s->items, 3);
+    mc_queue_wake_all(&s->items);
 }
 
 static void writer_a(void) {
@@ -317,6 +322,89 @@ static void broadcast_end(void) {
     if (ex.now.status[2] != EX_DEAD) all_are_done();
 }
 
+/* ---- senders that meet receivers ---- */
+
+enum { UNKNOWN, SENT, TAKEN_BACK };
+static int outcome[16]; /* of each number, as its sender knows it */
+
+static void meet_begin(void) {
+    begin(1);
+    s->meets = 1;
+    memset(outcome, 0, sizeof outcome);
+}
+static uint64_t offer(uint64_t number) {
+    mc_spinner spinner = {.cores = 1};
+    mc_waiting w;
+    uint64_t payload[3] = {number, ~number, number * 3};
+    mc_waiting_begin(&w, MC_NEVER);
+    for (;;) {
+        uint32_t seen = atomic_load(&s->head.version);
+        if (!mc_queue_has_room(s)) {
+            if (!mc_offer_sweep(&q, mc_self())) mc_queue_sleep(&s->head.version, &s->room, seen, &w, &spinner);
+            continue;
+        }
+        take(&s->writers);
+        if (mc_queue_has_room(s)) break;
+        mc_lock_release(&s->writers);
+    }
+    mc_queue_place place = mc_queue_look(&s->tail);
+    mc_queue_cursor cursor = mc_queue_cursor_at(&q, place);
+    if (mc_queue_begin_record(&q, &cursor, 0, sizeof payload) != 0) ex_fail("no memory");
+    if (mc_queue_write(&q, &cursor, payload, sizeof payload) != 0) ex_fail("no memory");
+    mc_offer_make(s, place.count);
+    mc_queue_publish(&s->tail, cursor, place.count + 1);
+    mc_lock_release(&s->writers);
+    mc_queue_wake(&s->items, 1);
+    mc_queue_left(&s->room, &w);
+    return place.count + 1;
+}
+/* As withdraw of channel.pyx. */
+static void take_back(uint64_t number, uint64_t count) {
+    bool mine = mc_offer_decide(s, count - 1, MC_OFFER_WITHDRAWN);
+    if (mine) mc_offer_sweep(&q, mc_self());
+    outcome[number] = mine ? TAKEN_BACK : SENT;
+}
+static void hand_over(uint64_t number) {
+    mc_spinner spinner = {.cores = 1};
+    mc_waiting w;
+    uint64_t count = offer(number);
+    mc_waiting_begin(&w, MC_NEVER);
+    for (;;) {
+        uint32_t seen = atomic_load(&s->head.version);
+        if (mc_queue_look(&s->head).count >= count) break;
+        mc_queue_sleep(&s->head.version, &s->room, seen, &w, &spinner);
+    }
+    mc_queue_left(&s->room, &w);
+    outcome[number] = SENT;
+}
+static void patient(void) {
+    hand_over(1);
+    shut();
+}
+static void hasty(void) { take_back(2, offer(2)); }
+static void hasty_then_patient(void) {
+    hasty();
+    hand_over(3);
+    shut();
+}
+static void reader_of_all(void) {
+    while (get(true) >= 0) {
+    }
+}
+static void meet_end(void) {
+    all_are_done();
+    free_lock(&s->writers);
+    free_lock(&s->readers);
+    while (get(false) >= 0) {
+    }
+    int lost = 0; /* who died after it was published that the record is gone had it */
+    for (int i = 0; i < ex.scenario->parties; i++) lost += ex_is_dead(i) && strcmp(ex.now.at[i], "queue:published") == 0;
+    for (int i = 0; i < 4; i++) {
+        if (outcome[i] == TAKEN_BACK) EX_CHECK(!got[i]);
+        if (outcome[i] == SENT && !got[i]) EX_CHECK(lost-- > 0);
+    }
+}
+
 int main(int argc, char **argv) {
     double seconds = argc > 1 ? atof(argv[1]) : 0;
     ex_stuck = stuck;
@@ -330,6 +418,10 @@ int main(int argc, char **argv) {
         {"tasks: a consumer that dies", 3, {consumer, rest, joiner}, {true}, tasks_begin, NULL, tasks_end, 1, 1},
         {"broadcast: two receivers", 3, {listener, listener, broadcaster}, {0}, broadcast_begin, NULL, broadcast_end, 1, 0},
         {"broadcast: a receiver that dies", 3, {listener, listener, broadcaster}, {true}, broadcast_begin, NULL, broadcast_end, 0, 1},
+        {"meet: a sender that gives up, and one that waits", 3, {patient, hasty, reader_of_all}, {0}, meet_begin, NULL, meet_end, 1, 0},
+        {"meet: a sender that gives up and comes again", 2, {hasty_then_patient, reader_of_all}, {0}, meet_begin, NULL, meet_end, 3, 0},
+        {"meet: a receiver that dies", 3, {patient, reader_of_all, reader_of_all}, {false, true, false}, meet_begin, NULL, meet_end, 1, 1},
+        {"meet: a sender that dies", 3, {hasty, patient, reader_of_all}, {true}, meet_begin, NULL, meet_end, 1, 1},
     };
     for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) explore(&scenarios[i], seconds);
     return 0;

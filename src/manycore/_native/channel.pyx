@@ -239,7 +239,10 @@ cdef class RecordBroadcast(RecordQueue):
                 mc_queue_wake(&s.items, EVERYBODY)
                 return True
         finally:
-            mc_queue_left(&s.room, &waiting)
+            if waiting.slept:
+                mc_queue_left(&s.room, &waiting)
+                if mc_queue_has_room(s):
+                    mc_queue_wake(&s.room, 1)
 
     def _join_receivers(self):
         """A place that begins at the tail; -1 when there is none."""

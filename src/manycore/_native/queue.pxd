@@ -75,6 +75,7 @@ cdef extern from "queue.h" nogil:
     bint mc_queue_has_items(mc_queue *s)
     bint mc_queue_has_room(mc_queue *s)
     void mc_queue_wake(mc_queue_waits *waits, int count)
+    void mc_queue_wake_all(mc_queue_waits *waits)
     mc_queue_cursor mc_queue_cursor_at(mc_queue_handle *q, mc_queue_place place)
     int mc_queue_begin_record(mc_queue_handle *q, mc_queue_cursor *c, uint64_t kind, uint64_t size)
     int mc_queue_write(mc_queue_handle *q, mc_queue_cursor *c, const void *data, size_t size)

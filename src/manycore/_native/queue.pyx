@@ -517,9 +517,9 @@ cdef class RecordQueue:
                 mc_queue_give_back(&self.handle, head.block, cursor.block)
         finally:
             mc_lock_release(&s.readers)
-        mc_queue_wake(&s.work.waits, EVERYBODY)
-        mc_queue_wake(&s.items, EVERYBODY)
-        mc_queue_wake(&s.room, EVERYBODY)
+        mc_queue_wake_all(&s.work.waits)
+        mc_queue_wake_all(&s.items)
+        mc_queue_wake_all(&s.room)
 
     # Tasks
 

@@ -288,6 +288,13 @@ static inline void mc_queue_wake(mc_queue_waits *waits, int count) {
     if (who & MC_QUEUE_WATCHES) mc_bells_ring(&waits->bells);
 }
 
+/* Wakes everybody, for the last time. The bits alone do not tell who sleeps: when one has been woken and has not run yet,
+ * they say nobody, and it is that one who tells of the others. */
+static inline void mc_queue_wake_all(mc_queue_waits *waits) {
+    atomic_fetch_or(&waits->awaited, MC_QUEUE_WAITS);
+    mc_queue_wake(waits, INT32_MAX);
+}
+
 /* Whether somebody waits, or did a moment ago. */
 static inline bool mc_queue_is_awaited(mc_queue_waits *waits) {
     return (atomic_load(&waits->awaited) & MC_QUEUE_WAITS) != 0;
