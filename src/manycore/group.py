@@ -110,7 +110,7 @@ class Group:
                 self._lock.notify_all()
             raise
         popen = process._popen  # what knows its end, also once the process object is closed
-        watcher.watch_copy(process.sentinel, lambda: self._ended(process, popen))
+        watcher.watch_copy(popen.sentinel, lambda: self._ended(process, popen))
         if self.cancelled:  # meanwhile
             process.terminate()
         return process
@@ -131,9 +131,11 @@ class Group:
     # -- in the watcher's thread --------------------------------------------------------------------------
 
     def _ended(self, process: Any, popen: Any) -> None:
-        code = popen.wait()
+        code = popen.poll()  # in most cases; and so nothing waits for a descriptor that is closed meanwhile
+        if code is None:
+            code = popen.wait()
         failed = False
-        error = None if code == 0 else _error_of(process, code)
+        error = None if code == 0 else _error_of(process, popen, code)
         with self._lock:
             if error is not None:
                 failed = not self._cancelled
@@ -194,19 +196,17 @@ class Group:
             pass
 
 
-def _error_of(process: Any, code: int | None) -> Exception:
-    """Why it failed; of a process without a result, how it ended is all that is known, of a closed one less."""
-    certificate, pid = None, ""
+def _error_of(process: Any, popen: Any, code: int | None) -> Exception:
+    """Why it failed; of a process without a result, how it ended is all that is known, of a standard one less."""
+    outcome = getattr(process, "_outcome", None)
     try:
-        if getattr(process, "_outcome", None) is not None:
-            process.result(0)
-        certificate = getattr(process, "certificate", None)  # a standard process has none
-        pid = f" (pid {process.pid})"
+        if outcome is not None:
+            outcome.claim(process.name, popen)
     except Exception as error:
-        if not getattr(process, "_closed", False):
-            return error
+        return error
+    certificate = popen.certificate() if hasattr(popen, "certificate") else None
     how = certificate.describe() if certificate is not None else f"exit code {code}"
-    return WorkerDied(f"{process.name}{pid} died: {how}", certificate)
+    return WorkerDied(f"{process.name} (pid {popen.pid}) died: {how}", certificate)
 
 
 def _signal(process: Any, signum: int) -> None:

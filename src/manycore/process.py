@@ -244,17 +244,7 @@ class BaseProcess(_std.BaseProcess):
 
         if self._popen.poll() is None:
             raise errors.TimeoutError(f"{self.name} (pid {self.pid}) still runs after {timeout} s")
-        outcome = self._outcome.get()
-        if outcome is None:
-            certificate = self.certificate
-            how = certificate.describe() if certificate is not None else f"exit code {self.exitcode}"
-            raise errors.WorkerDied(f"{self.name} (pid {self.pid}) died: {how}, before it had a result", certificate)
-        ok, value, text = outcome
-        if ok:
-            return value
-        if value is None:
-            raise errors.ResultPicklingError(f"{self.name} raised what cannot be pickled:\n{text}")
-        raise value from errors.RemoteTraceback(text)
+        return self._outcome.claim(self.name, self._popen)
 
     def stack(self, timeout: float = 2.0) -> str:
         """The Python stacks of all its threads now, even while it is stuck in C.

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from multiprocessing.process import _children  # type: ignore[attr-defined]
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -42,6 +43,7 @@ class _Child:
         self.restart = restart
         self.name = name
         self.process: Any = None
+        self.popen: Any = None  # what knows its end, also once the process object is closed
         self.finished = False  # it ended, and is not to be started again
         self.stopping = False  # its end was asked for
 
@@ -195,17 +197,18 @@ class Supervisor:
             target=child.target, args=child.args, kwargs=child.kwargs, name=child.name, result=True
         )
         process.start()
-        child.process = process
-        self._watcher.watch(process.sentinel, lambda: self._ended(child, process))
+        popen = process._popen
+        child.process, child.popen = process, popen
+        self._watcher.watch_copy(popen.sentinel, lambda: self._ended(child, process, popen))
 
     # -- in the watcher's thread --------------------------------------------------------------------------
 
-    def _ended(self, child: _Child, process: Any) -> None:
-        process.join()
+    def _ended(self, child: _Child, process: Any, popen: Any) -> None:
+        _wait_for(process, popen)
         with self._lock:
             if self._stopped or child.stopping:
                 return
-            if child.restart == "never" or (child.restart == "on-failure" and process.exitcode == 0):
+            if child.restart == "never" or (child.restart == "on-failure" and popen.returncode == 0):
                 child.finished = True
                 self._lock.notify_all()
                 return
@@ -251,11 +254,11 @@ class Supervisor:
 
     def _budget_is_used_up(self, child: _Child) -> RestartLimitExceeded:
         error = RestartLimitExceeded(
-            f"{child.name} ended (exit code {child.process.exitcode}) and was not started again: "
+            f"{child.name} ended (exit code {child.popen.returncode}) and was not started again: "
             f"more than {self._max_restarts} restarts in {self._within:g} s"
         )
         try:
-            child.process.result(0)
+            child.process._outcome.claim(child.name, child.popen)
         except Exception as failure:
             error.__cause__ = failure
         return error
@@ -271,9 +274,16 @@ class Supervisor:
 
     def _end(self, children: list[_Child]) -> None:
         for child in reversed(children):
-            if child.process.is_alive():
-                child.process.terminate(grace=self._grace)
-            child.process.join()
+            if child.popen.poll() is None:
+                child.popen.end(self._grace)
+            _wait_for(child.process, child.popen)
+
+
+def _wait_for(process: Any, popen: Any) -> None:
+    """`process.join()`, also of one that the user closes meanwhile."""
+    if popen.poll() is None:  # in most cases it has; and so nothing waits for a descriptor that is closed meanwhile
+        popen.wait()
+    _children.discard(process)
 
 
 def supervise(

@@ -176,16 +176,30 @@ def test_threads_may_start_processes_while_the_block_ends() -> None:
     assert [process.result() for process in started] == [0, 2, 4, 6, 8]
 
 
-def test_a_process_that_was_closed_is_not_waited_for() -> None:
-    for _ in range(20):
-        with Group(timeout=20) as group:
+def test_a_process_that_was_closed_is_not_waited_for(context: Any) -> None:
+    for _ in range(10):
+        with Group(timeout=20, context=context) as group:
             process = group.start(double, 1)
             process.join()
             process.close()
 
 
-def test_a_process_that_failed_and_was_closed_is_a_failure() -> None:
-    with pytest.raises((manycore.WorkerDied, SystemExit)), Group(timeout=20) as group:
+def fail_to_find(name: str) -> None:
+    raise AttributeError(name)
+
+
+def test_what_a_process_raised_that_was_closed_is_raised(context: Any) -> None:
+    for _ in range(3):
+        with pytest.raises(AttributeError, match=r"^a name$"), Group(timeout=20, context=context) as group:
+            process = group.start(fail_to_find, "a name")
+            process.join()
+            process.close()
+
+
+def test_how_a_process_died_that_was_closed_is_known(context: Any) -> None:
+    message = r"\(pid \d+\) died: exit code 3"
+    with pytest.raises(manycore.WorkerDied, match=message) as caught, Group(timeout=20, context=context) as group:
         process = group.start(sys.exit, 3)
         process.join()
         process.close()
+    assert caught.value.certificate.exitcode == 3

@@ -166,6 +166,31 @@ def test_an_error_of_a_further_start_ends_it(tmp_path: Path) -> None:
     supervisor.stop()
 
 
+@pytest.mark.parametrize("method", ["zygote", "fork"])
+def test_processes_may_be_joined_and_closed(method: str, tmp_path: Path) -> None:
+    for number in range(3):
+        path = tmp_path / str(number)
+        with Supervisor(context=manycore.get_context(method)) as supervisor:
+            process = supervisor.start(count_and_fail, str(path), 2)
+            process.join()
+            process.close()
+            assert supervisor.wait(30)
+        assert path.read_text(encoding="utf-8") == "xx"
+
+
+def test_of_closed_processes_the_failure_is_known(tmp_path: Path) -> None:
+    expected = pytest.raises(manycore.RestartLimitExceeded, match="exit code 1")
+    with expected as caught, Supervisor(max_restarts=0) as supervisor:
+        other = supervisor.start(succeed)
+        other.join()
+        other.close()
+        process = supervisor.start(count_and_fail, str(tmp_path / "runs"), 2)
+        process.join()
+        process.close()
+        supervisor.wait(30)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
 def test_stop(tmp_path: Path) -> None:
     path = tmp_path / "runs"
     supervisor = supervise(note_and_stay, str(path))

@@ -75,6 +75,30 @@ class Outcome:
         found: tuple[bool, Any, str] = codec.loads(bytes(data))
         return found
 
+    def claim(self, name: str, popen: Any) -> Any:
+        """What a process that has ended returned; its object may be closed by now.
+
+        Args:
+            name: The process's.
+            popen: What started it.
+
+        Raises:
+            Exception: What it raised; `WorkerDied` if it came to neither.
+        """
+        from manycore import errors
+
+        found = self.get()
+        if found is None:
+            certificate = popen.certificate()
+            how = certificate.describe() if certificate is not None else f"exit code {popen.returncode}"
+            raise errors.WorkerDied(f"{name} (pid {popen.pid}) died: {how}, before it had a result", certificate)
+        ok, value, text = found
+        if ok:
+            return value
+        if value is None:
+            raise errors.ResultPicklingError(f"{name} raised what cannot be pickled:\n{text}")
+        raise value from errors.RemoteTraceback(text)
+
 
 def _rebuild(handle: Any) -> Outcome:
     return Outcome(handle.detach())

@@ -190,7 +190,8 @@ class _Watched:
             watch.shared().watch_copy(self.sentinel, lambda: self._tell(process_obj, on_death))
 
     def _tell(self, process_obj: Any, on_death: Callable[[Any], object]) -> None:
-        self.poll(0)
+        if self.poll() is None:  # seldom; else nothing is to wait for a descriptor that is closed meanwhile
+            self.poll(0)
         on_death(process_obj)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
