@@ -62,6 +62,8 @@ class WorkerDied(ManycoreError, BrokenProcessPool):
         self.certificate = certificate
         if where := getattr(certificate, "where", ""):
             self.add_note(f"It died here (most recent call first):\n{where}")
+        if where := getattr(certificate, "native_where", ""):
+            self.add_note(f"In native code (most recent call first):\n{where}")
 
     def __str__(self) -> str:
         return str(self.args[0])

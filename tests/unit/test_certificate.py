@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import manycore
-from manycore._launch import launcher, machine, oom
+from manycore._launch import machine, oom, parent
 
 
 @pytest.fixture(params=["zygote", "fork", "spawn", "forkserver"])
@@ -49,11 +50,11 @@ def ended(process: Any) -> Any:
 
 
 def test_time_and_memory(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "_REPORT_GRACE_S", 30.0)  # the zygote counts them, when it gets to it
+    monkeypatch.setattr(parent, "_REPORT_GRACE_S", 30.0)  # the zygote counts them, when it gets to it
     certificate = ended(context.Process(target=work, args=(0.1, 64 << 20)))
     assert certificate.exitcode == 0
     assert certificate.describe() == "exit code 0"
-    assert certificate.signal_name is certificate.stack is None
+    assert certificate.signal_name is certificate.stack is certificate.native_stack is None
     assert certificate.oom is False
     assert certificate.wall_seconds >= 0.1
     if context._name != "forkserver":  # there the fork server is told, which passes on nothing but the exit code
@@ -61,15 +62,20 @@ def test_time_and_memory(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert certificate.peak_rss_bytes > 64 << 20
 
 
+@pytest.fixture
+def no_faulthandler() -> Iterator[None]:
+    """A fork would keep it as it is."""
+    was_on = faulthandler.is_enabled()
+    faulthandler.disable()
+    yield
+    if was_on:
+        faulthandler.enable()
+
+
+@pytest.mark.usefixtures("no_faulthandler")
 @pytest.mark.parametrize("signum", [signal.SIGSEGV, signal.SIGABRT])
 def test_a_fatal_signal_leaves_the_stack(signum: int, context: Any) -> None:
-    was_on = faulthandler.is_enabled()
-    faulthandler.disable()  # a fork would keep it as it is
-    try:
-        certificate = ended(context.Process(target=die, args=(signum,)))
-    finally:
-        if was_on:
-            faulthandler.enable()
+    certificate = ended(context.Process(target=die, args=(signum,)))
     assert certificate.exitcode == -signum
     assert certificate.signal_name == signal.Signals(signum).name
     assert certificate.stack.startswith("Fatal Python error")
@@ -81,7 +87,95 @@ def test_a_fatal_signal_leaves_the_stack(signum: int, context: Any) -> None:
 
 def test_a_signal_that_is_not_a_fault_leaves_none(context: Any) -> None:
     certificate = ended(context.Process(target=die, args=(signal.SIGTERM,)))
-    assert (certificate.signal_name, certificate.stack) == ("SIGTERM", None)
+    assert (certificate.signal_name, certificate.stack, certificate.native_stack) == ("SIGTERM", None, None)
+
+
+def read_nothing() -> None:
+    ctypes.string_at(0)
+
+
+def read_nothing_in_a_thread() -> None:
+    thread = threading.Thread(target=read_nothing)
+    thread.start()
+    thread.join()
+
+
+def abort() -> None:
+    ctypes.CDLL(None).abort()
+
+
+def call_nothing() -> None:
+    ctypes.CFUNCTYPE(None)(1)()
+
+
+def overflow() -> None:
+    faulthandler._stack_overflow()  # type: ignore[attr-defined]
+
+
+def smash() -> None:
+    with open("/proc/self/maps", encoding="utf-8") as file:
+        start, end = next(line.split()[0].split("-") for line in file if line.endswith("[stack]\n"))
+    ctypes.memset(int(start, 16), 255, int(end, 16) - int(start, 16))
+
+
+def fork_one_that_crashes() -> None:
+    if os.fork() == 0:
+        read_nothing()
+    os.wait()
+    abort()
+
+
+@pytest.mark.usefixtures("no_faulthandler")
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="stacks are walked by glibc")
+@pytest.mark.parametrize(
+    ("crash", "signum", "native"),
+    [
+        (read_nothing, signal.SIGSEGV, ("libc.so", "_ctypes.", "_PyEval_EvalFrameDefault")),
+        (read_nothing_in_a_thread, signal.SIGSEGV, ("libc.so", "_ctypes.", "_PyEval_EvalFrameDefault")),
+        (abort, signal.SIGABRT, ("abort+", "_ctypes.", "_PyEval_EvalFrameDefault")),
+        (call_nothing, signal.SIGSEGV, ("[0x1]", "_ctypes.", "_PyEval_EvalFrameDefault")),
+        (fork_one_that_crashes, signal.SIGABRT, ("abort+", "_ctypes.", "_PyEval_EvalFrameDefault")),
+        (overflow, signal.SIGSEGV, ("python", "  ...")),
+    ],
+)
+def test_a_crash_leaves_both_stacks(crash: Any, signum: int, native: Any, context: Any) -> None:
+    certificate = ended(context.Process(target=crash))
+    assert certificate.exitcode == -signum
+    assert certificate.stack.startswith("Fatal Python error")
+    assert f" in {crash.__name__.removesuffix('_in_a_thread')}" in certificate.stack
+    found = (certificate.native_stack or "").splitlines()
+    at = [next(i for i, line in enumerate(found) if part in line) for part in native]
+    assert at == sorted(at)
+    assert at[0] < 4  # nothing of the handler's own
+    assert len(certificate.native_where.splitlines()) <= 11
+
+
+@pytest.mark.usefixtures("no_faulthandler")
+def test_a_crash_that_destroys_the_stack_leaves_a_true_certificate(context: Any) -> None:
+    certificate = ended(context.Process(target=smash))
+    assert certificate.exitcode == -signal.SIGSEGV
+    assert certificate.stack.startswith("Fatal Python error")  # the interpreter's own record is on that stack
+
+
+def test_a_worker_leaves_both_stacks(context: Any) -> None:
+    with pytest.raises(manycore.WorkerDied) as caught, context.Pool(1) as pool:
+        pool.apply(read_nothing)
+    notes = "\n".join(caught.value.__notes__)
+    assert " in read_nothing" in notes
+    assert " in _ctypes." in notes
+    assert "_PyEval" not in notes
+
+
+def test_native_stacks_are_shown_in_few_lines() -> None:
+    frames = [f'  Binary file "/usr/lib/libc.so.6", at f{number}+0x1 [0x7f00]' for number in range(30)]
+    certificate = manycore.Certificate(1, "", -11, native_stack="\n".join(frames))
+    assert certificate.native_where.splitlines() == [
+        *(f"  f{number}+0x1 in libc.so.6" for number in range(10)),
+        "  ...",
+    ]
+    frames[2] = frames[2].replace("f2", "_PyEval_EvalFrameDefault")
+    certificate = manycore.Certificate(1, "", -11, native_stack="\n".join(frames))
+    assert certificate.native_where == "  f0+0x1 in libc.so.6\n  f1+0x1 in libc.so.6"
 
 
 @pytest.mark.parametrize("end", ["return", "killed"])

@@ -18,6 +18,7 @@ import pytest
 from manycore._launch import Certificate, Child, cpu_count, launch, preload
 from manycore._launch import handle as handle_module
 from manycore._launch import launcher as launcher_module
+from manycore._launch import parent as parent_module
 
 HERE = "tests.unit.launch_targets:"
 
@@ -166,7 +167,7 @@ class TestHowItEnds:
         assert "ModuleNotFoundError" in capfd.readouterr().err
 
     def test_usage_is_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(launcher_module, "_REPORT_GRACE_S", 30.0)  # the zygote counts it, when it gets to it
+        monkeypatch.setattr(parent_module, "_REPORT_GRACE_S", 30.0)  # the zygote counts it, when it gets to it
         status = ended(launch(HERE + "exit_with", b"0"))
         assert status.peak_rss_bytes > 1_000_000
         assert status.user_seconds + status.system_seconds > 0

@@ -1,6 +1,7 @@
 """Process life: start, watch, end.
 
-    launcher.py     the parent's side: one zygote, the table of children, the reaper thread
+    launcher.py     the one launcher of this process: launch(), forks, the end
+    parent.py       the parent's side: one zygote, the table of children, the reaper thread
     handle.py       a zygote as its parent sees it, and the requests for it
     child.py        a launched process, as its parent sees it
     certificate.py  how a process ended

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 __all__ = ["Certificate", "ExitStatus"]
 
+_LOOP = "_PyEval_EvalFrameDefault"
+_MOST_FRAMES = 10  # of native stacks, where they are shown
 _PACKAGE = f'  File "{os.path.dirname(os.path.dirname(__file__))}{os.sep}'
 
 
@@ -26,6 +28,7 @@ class Certificate(NamedTuple):
         wall_seconds: From its fork to its end.
         oom: Whether the kernel's out-of-memory killer ended it; None where the kernel does not say.
         stack: Its Python stacks when a fatal signal ended it (`faulthandler`'s report), or None.
+        native_stack: The native stack of the thread that got that signal, innermost frame first, or None.
         note: What else is to be said, such as why it never started.
     """
 
@@ -38,6 +41,7 @@ class Certificate(NamedTuple):
     wall_seconds: float = 0.0
     oom: bool | None = None
     stack: str | None = None
+    native_stack: str | None = None
     note: str = ""
 
     @property
@@ -59,6 +63,21 @@ class Certificate(NamedTuple):
             if not line.startswith("  File ") or (frames and line.startswith(_PACKAGE)):
                 break
             frames.append(line)
+        return "\n".join(frames)
+
+    @property
+    def native_where(self) -> str:
+        """The same of `native_stack`: down to the interpreter's own loop, ten frames at most."""
+        frames: list[str] = []
+        for line in (self.native_stack or "").splitlines():
+            file, _, rest = line.strip().removeprefix('Binary file "').partition('"')
+            place, _, address = rest.removeprefix(", at ").rstrip("]").partition(" [")
+            if place.startswith(_LOOP):
+                break
+            if len(frames) == _MOST_FRAMES:
+                frames.append("  ...")
+                break
+            frames.append(f"  {place} in {os.path.basename(file)}" if place else f"  {address}")
         return "\n".join(frames)
 
     def describe(self) -> str:

@@ -16,7 +16,7 @@ from manycore._launch.certificate import Certificate
 from manycore._launch.flag import Flag
 
 if TYPE_CHECKING:
-    from manycore._launch.launcher import Launcher
+    from manycore._launch.parent import Launcher
 
 _PATIENCE_S = 0.5  # that a request goes unanswered until the zygote is looked at: somebody may have stopped it
 

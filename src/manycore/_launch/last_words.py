@@ -1,4 +1,6 @@
-"""What a process said when a fatal signal ended it: `faulthandler`'s report, in a memfd that outlives the process.
+"""What a process said when a fatal signal ended it: its native stack, then `faulthandler`'s report.
+
+It is in a memfd that outlives the process; `_native/c/crash.h` has the first half.
 
 Children of a zygote write into the memfd that answers `stacks`, and the zygote reads it. For the other start
 methods the parent makes one for each process, which travels with the process object; it is the parent that reads.
@@ -12,6 +14,7 @@ import faulthandler
 import os
 
 from manycore._memory.memfd import create_memfd
+from manycore._native import process as _native
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
@@ -23,13 +26,21 @@ _listening: LastWords | None = None  # in a child: what keeps the descriptor ope
 
 _MAX_BYTES = 16 * 1024  # of a report; faulthandler's for a hundred threads is longer than anyone reads
 _START = "Fatal Python error"
+_NATIVE_START = "Native stack of {pid} (most recent call first):\n"
 
 
-def read(fd: int) -> str:
-    """The report in a memfd, behind whatever else was written there; "" if there is none."""
+def read(fd: int, pid: int) -> tuple[str | None, str | None]:
+    """What is in a memfd behind whatever else was written there: `faulthandler`'s report and the native stack."""
     size = os.fstat(fd).st_size
     text = os.pread(fd, 4 * _MAX_BYTES, max(0, size - 4 * _MAX_BYTES)).decode("utf-8", "replace")
-    return text[text.rfind(_START) :][:_MAX_BYTES] if _START in text else ""
+    report = text[text.rfind(_START) :][:_MAX_BYTES] if _START in text else None
+    _, found, rest = text.rpartition(_NATIVE_START.format(pid=pid))  # one of its forks may have had its own
+    frames = []
+    for line in rest.splitlines(keepends=True) if found else ():
+        if not line.startswith("  "):
+            break
+        frames.append(line)
+    return report, "".join(frames)[:_MAX_BYTES] or None
 
 
 class LastWords:
@@ -39,7 +50,10 @@ class LastWords:
     _close = staticmethod(os.close)  # at the interpreter's end the module's globals go before the last objects
 
     def __init__(self, fd: int | None = None) -> None:
-        self._fd = create_memfd("manycore-last-words") if fd is None else fd
+        if fd is None:
+            fd = create_memfd("manycore-last-words")
+            _native.load_crash_teller()  # here, for the process may be a fork
+        self._fd = fd
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -51,7 +65,7 @@ class LastWords:
         return _rebuild, (reduction.DupFd(self._fd),)
 
     def listen(self, always: bool = False) -> None:
-        """In the child: have `faulthandler` write here, unless it is on already.
+        """In the child: have the last words written here, unless `faulthandler` is on already.
 
         Args:
             always: Also if it is.
@@ -59,11 +73,12 @@ class LastWords:
         global _listening
         if always or not faulthandler.is_enabled():
             faulthandler.enable(self._fd)
+            _native.tell_crashes(self._fd)
             _listening = self
 
-    def get(self) -> str:
-        """In the parent, once the process has ended."""
-        return read(self._fd)
+    def get(self, pid: int) -> tuple[str | None, str | None]:
+        """In the parent, once the process has ended: `read`."""
+        return read(self._fd, pid)
 
 
 def _rebuild(handle: Any) -> LastWords:

@@ -224,8 +224,8 @@ class _Watched:
     def _end(self, code: int | None, user: float = 0.0, system: float = 0.0, peak: int = 0) -> None:
         wall = time.monotonic() - self._born
         killed = code == -signal.SIGKILL and not self._killed and oom.current().has_killed()
-        stack = self._words.get() if code is not None and code < 0 else ""
-        self._certificate = Certificate(self.pid, self._title, code, user, system, peak, wall, killed, stack or None)
+        stacks = self._words.get(self.pid) if code is not None and code < 0 else (None, None)
+        self._certificate = Certificate(self.pid, self._title, code, user, system, peak, wall, killed, *stacks)
         bury(self.pid)
         self.returncode = UNKNOWN_EXIT_CODE if code is None else code
 

@@ -11,7 +11,7 @@ travels in a memfd beside it.
              (END,)                         kill every child at once, and exit
              (LONG, id)                     the request itself is in a memfd, the first descriptor
     report   (STARTED, id, pid, pidfd sent) from the child itself, before it runs anything of the caller's
-             (EXITED, id, pid, status, user s, system s, peak bytes, wall s, stack text)
+             (EXITED, id, pid, status, user s, system s, peak bytes, wall s, stack, native stack)
              (FAILED, id, errno, text)      there is no such child and never will be
              (PRELOAD_FAILED, module, text)
 """

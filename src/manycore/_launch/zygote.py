@@ -431,7 +431,7 @@ class Zygote:
             _, status, usage = os.wait4(info.si_pid, 0)
             if child is None:
                 continue  # an orphan of some child's
-            text = ""
+            stacks: tuple[str | None, str | None] = (None, None)
             if info.si_code == os.CLD_EXITED:
                 names, written = habits.read(child.stack)
                 if written and self._asks:
@@ -442,7 +442,7 @@ class Zygote:
                 self._learned.update(new)
                 self._lessons += [name for name in new if name not in sys.modules]
             elif info.si_status in _FATAL:
-                text = last_words.read(child.stack)
+                stacks = last_words.read(child.stack, info.si_pid)
             os.close(child.stack)
             os.close(child.lifeline)
             if not child.launch_id:
@@ -459,7 +459,7 @@ class Zygote:
                 usage.ru_stime,
                 usage.ru_maxrss * 1024,
                 time.monotonic() - child.born,
-                text,
+                *stacks,
             )
             if self._spare_due:  # a core is free, and whoever waited for this child may start the next
                 self._spare_due = child.born
@@ -581,6 +581,10 @@ def main(parent_pid: int, keeper_ends: int) -> NoReturn:
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     sys.stdin = open(null, encoding="utf-8", closefd=False)  # noqa: SIM115  # it stays open
     faulthandler.enable(file=wire.STACK_FD)
+    try:
+        _native.tell_crashes(wire.STACK_FD)
+    except OSError:
+        pass
     faulthandler.register(wire.STACK_SIGNAL, file=wire.STACK_FD, all_threads=True)
     threads.unhooked(habits.learn_usual)
     zygote = Zygote(parent_pid, keeper_ends)

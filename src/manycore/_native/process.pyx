@@ -69,6 +69,10 @@ cdef extern from "child.h":
     void mc_follow(int pid, const int *limits, int count)
     void mc_announce(int control, const char *record, size_t size, const char *without, size_t without_size)
 
+cdef extern from "crash.h":
+    void mc_crash_load()
+    int mc_crash_install(int fd)
+
 cdef extern from "sys/mman.h" nogil:
     int madvise(void *address, size_t size, int advice)
 
@@ -189,6 +193,20 @@ def announce(int control, record: bytes, without: bytes) -> None:
     Exits where nobody is left to read it.
     """
     mc_announce(control, record, len(record), without, len(without))
+
+
+def load_crash_teller() -> None:
+    """Load what `tell_crashes` needs; a fork of a program with threads must have that from before."""
+    mc_crash_load()
+
+
+def tell_crashes(int fd) -> None:
+    """At a fatal signal, have the thread's native stack written to `fd` before the handlers are called that are there now.
+
+    Where the C library cannot walk a stack (musl), nothing is written.
+    """
+    if mc_crash_install(fd) != 0:
+        raise OSError(errno, "sigaltstack or sigaction")
 
 
 def populate(runs: bytes) -> None:
