@@ -184,8 +184,20 @@ def __getattr__(name: str) -> Any:
         try:
             from manycore._memory.shared_array import SharedArray
         except ImportError as error:
-            raise ImportError("SharedArray needs NumPy: pip install numpy") from error
+            return _needs_numpy(error)
         SharedArray.make_lock = cast("Callable[[], Any]", staticmethod(_make_lock))
         globals()[name] = SharedArray
         return SharedArray
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _needs_numpy(why: ImportError) -> type:
+    """In its place where there is no NumPy: who takes all names (`import *`, an inspector) wants no array."""
+
+    class SharedArray:
+        """A NumPy array that every process sees; NumPy is not installed."""
+
+        def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+            raise ImportError("SharedArray needs NumPy: pip install numpy") from why
+
+    return SharedArray

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from face_script import (
@@ -523,32 +524,49 @@ def one_task_a_worker_that_is_killed(make):
     face.wait()
 
 
-def ledger(make, tasks, every):
-    """Tasks while a worker is killed every `every` seconds: each runs at most once and each future is resolved once."""
-    face = make()
-    warm(face)
-    path = os.path.abspath("ledger")
-    resolved = []
-    over = threading.Event()
-    victims = Victims(face, path)
-
-    def killer():
-        while not over.wait(every):
-            victims.kill_one()
-
-    started = time.monotonic()
+def by_calls(face, path, tasks):
+    """Runs the tasks one by one: the numbers of those that died, and of those that were resolved, as it came."""
+    resolved, died = [], set()
     futures = []
-    thread = start_thread(killer)
     for number in range(tasks):
         future = face.submit(log_and_sleep, path, number, 0.0002)
         future.add_done_callback(lambda _, n=number: resolved.append(n))
         futures.append(future)
-    died = set()
     for number, future in enumerate(futures):
         try:
             assert future.result(60) == number
         except WorkerDied:
             died.add(number)
+    until(lambda: len(resolved) >= tasks)
+    return died, resolved
+
+
+def by_a_map(face, path, tasks):
+    """The same, in chunks of a measured size."""
+    results = list(face.pool.map(partial(log_and_sleep, path, seconds=0.0002), range(tasks), on_error="collect"))
+    failures = [result for result in results if isinstance(result, manycore.Failure)]
+    assert all(isinstance(failure.error, WorkerDied) for failure in failures)
+    return {failure.item for failure in failures}, [
+        result.item if isinstance(result, manycore.Failure) else result for result in results
+    ]
+
+
+def ledger(make, run):
+    """10,000 tasks while a worker is killed every 20 ms: each runs at most once and is resolved once."""
+    tasks = 10_000
+    face = make()
+    warm(face)
+    path = os.path.abspath("ledger")
+    over = threading.Event()
+    victims = Victims(face, path)
+
+    def killer():
+        while not over.wait(0.02):
+            victims.kill_one()
+
+    started = time.monotonic()
+    thread = start_thread(killer)
+    died, resolved = run(face, path, tasks)
     over.set()
     thread.join()
     took = time.monotonic() - started
@@ -556,7 +574,6 @@ def ledger(make, tasks, every):
     stats = face.pool.stats()
     assert len(died) <= stats.workers_died
     face.wait()
-    until(lambda: len(resolved) == tasks)
     assert sorted(resolved) == list(range(tasks))
     ran = numbers(path)
     assert len(ran) == len(set(ran)), "a task ran twice"
@@ -568,13 +585,13 @@ def ledger(make, tasks, every):
 
 
 @case
-def ledger_short(make):
-    ledger(make, 1500, 0.02)
+def ledger_of_calls(make):
+    ledger(make, by_calls)
 
 
 @case
-def ledger_long(make):
-    ledger(make, 10_000, 0.02)
+def ledger_of_a_map(make):
+    ledger(make, by_a_map)
 
 
 if __name__ == "__main__":

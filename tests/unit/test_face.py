@@ -47,6 +47,20 @@ def test_all_is_the_table_but_for_a_builtin_that_means_something_else() -> None:
         getattr(manycore, "no_such_" + "name")
 
 
+def test_without_numpy_all_names_are_there() -> None:
+    """Who wants them all (`import *`, an inspector) need not want an array."""
+    program = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "import inspect, manycore\n"
+        "from manycore import *\n"
+        "assert inspect.getmembers(manycore)\n"
+        "try: SharedArray((2,), float)\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "SharedArray needs NumPy: pip install numpy\n", done.stderr
+
+
 def test_the_stub_shows_type_checkers_the_same_names() -> None:
     assert (FOLDER / "__init__.pyi").read_text() == face_stub.text(), "run python -m tests.unit.face_stub"
 
