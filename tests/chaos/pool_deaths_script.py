@@ -88,6 +88,7 @@ class Victims:
             with open(self._path) as file:
                 file.seek(self._position)
                 new = file.read()
+            new = new[: new.rfind("\n") + 1]  # the last line may be on its way
             self._position += len(new)
             new = {int(line.split()[1]) for line in new.splitlines()} - self._seen
             if new:
