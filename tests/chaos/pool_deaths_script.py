@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from functools import partial
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from face_script import (
@@ -19,12 +18,9 @@ from face_script import (
     case,
     identity,
     main,
-    method,
-    pid_of_worker,
     pids,
     prompt,
     raises,
-    start_thread,
     still_works,
     until,
     warm,
@@ -51,7 +47,7 @@ def big(size):
 
 def log_and_sleep(path, number, seconds):
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(fd, f"{number} {os.getpid()}\n".encode())
+    os.write(fd, f"{number}\n".encode())
     os.close(fd)
     time.sleep(seconds)
     return number
@@ -60,51 +56,6 @@ def log_and_sleep(path, number, seconds):
 def read(path):
     with open(path) as file:
         return file.read()
-
-
-def numbers(path):
-    """Which tasks ran, in order, as the ledger has it."""
-    return [int(line.split()[0]) for line in read(path).splitlines()]
-
-
-class Victims:
-    """Whom to kill next, of a pool whose tasks write a ledger: one that has run a task, or one that may still start.
-
-    Of the latter two at most before another has run a task. Were all killed, none would ever be ready where a start
-    takes longer than the time between two kills, and the pool would be right to give up.
-    """
-
-    def __init__(self, face, path):
-        self._face = face
-        self._path = path
-        self._position = 0
-        self._seen = set()
-        self._spare = 0
-        self.killed = 0
-
-    def kill_one(self):
-        """Whether there was one."""
-        if os.path.exists(self._path):
-            with open(self._path) as file:
-                file.seek(self._position)
-                new = file.read()
-            new = new[: new.rfind("\n") + 1]  # the last line may be on its way
-            self._position += len(new)
-            new = {int(line.split()[1]) for line in new.splitlines()} - self._seen
-            if new:
-                self._seen |= new
-                self._spare = 2 if method() == "zygote" else 0
-        workers = set(pids(self._face))
-        if not self._spare:
-            workers &= self._seen
-        if not workers:
-            return False
-        one = random.choice(sorted(workers))
-        self._spare -= one not in self._seen
-        self._seen.discard(one)
-        self.killed += 1
-        kill(one)
-        return True
 
 
 def kill(pid):
@@ -200,32 +151,6 @@ def in_the_middle_of_a_big_result(make):
         assert len(face.submit(big, 1_000_000).result(SOON * 5)) == 1_000_000
     still_works(face)
     face.wait()
-
-
-@case
-def at_random_instants(make):
-    face = make()
-    warm(face)
-    path = os.path.abspath("ledger")
-    calls = []
-    future = []
-    victims = Victims(face, path)
-    for number in range(60):
-        future.append(face.submit(log_and_sleep, path, number, random.choice([0, 0, 0.002])))
-        future[-1].add_done_callback(lambda _, n=number: calls.append(n))
-        time.sleep(random.uniform(0, 0.005))
-        until(lambda: victims.kill_one() or future[-1].done())
-    for number, one in enumerate(future):
-        try:
-            assert one.result(SOON * 5) == number
-        except WorkerDied:
-            pass
-    still_works(face)
-    face.wait()
-    assert sorted(calls) == list(range(60))
-    ran = numbers(path)
-    assert len(ran) == len(set(ran)), "a task ran twice"
-    print(f"{victims.killed} kills")
 
 
 @case
@@ -370,7 +295,7 @@ def stopped_and_continued(make):
     assert future.result(SOON * 5) == 1
     still_works(face)
     face.wait()
-    assert numbers(path) == [1]
+    assert read(path) == "1\n"
 
 
 def forever(_):
@@ -492,28 +417,6 @@ def worker_turned_upside_down(make):
 
 
 @case
-def one_task_a_worker(make):
-    face = make(2, max_tasks=1)
-    path = os.path.abspath("ledger")
-    tasks = 300 if method() == "zygote" else 60  # a start by another method takes a tenth of a second and more
-    if os.environ.get("MANYCORE_CHAOS_WHOLE"):
-        tasks = 10_000 if method() in {"zygote", "fork"} else 1_000
-    resolved = []
-    futures = [face.submit(log_and_sleep, path, n, 0) for n in range(tasks)]
-    for number, future in enumerate(futures):
-        future.add_done_callback(lambda _, n=number: resolved.append(n))
-    assert [future.result(SOON * 10) for future in futures] == list(range(tasks))
-    one, other = face.submit(pid_of_worker).result(SOON), face.submit(pid_of_worker).result(SOON)
-    assert one != other
-    stats = face.pool.stats()
-    face.wait()
-    assert sorted(numbers(path)) == sorted(resolved) == list(range(tasks))
-    assert stats.workers_started >= tasks
-    assert stats.workers_died == 0
-    print(f"{tasks} tasks, each once, in {stats.workers_started} workers")
-
-
-@case
 def one_task_a_worker_that_is_killed(make):
     face = make(2, max_tasks=1)
     futures = [face.submit(leave_with if n % 10 == 0 else identity, n) for n in range(100)]
@@ -523,76 +426,6 @@ def one_task_a_worker_that_is_killed(make):
         else:
             assert future.result(SOON * 5) == n
     face.wait()
-
-
-def by_calls(face, path, tasks):
-    """Runs the tasks one by one: the numbers of those that died, and of those that were resolved, as it came."""
-    resolved, died = [], set()
-    futures = []
-    for number in range(tasks):
-        future = face.submit(log_and_sleep, path, number, 0.0002)
-        future.add_done_callback(lambda _, n=number: resolved.append(n))
-        futures.append(future)
-    for number, future in enumerate(futures):
-        try:
-            assert future.result(60) == number
-        except WorkerDied:
-            died.add(number)
-    until(lambda: len(resolved) >= tasks)
-    return died, resolved
-
-
-def by_a_map(face, path, tasks):
-    """The same, in chunks of a measured size."""
-    results = list(face.pool.map(partial(log_and_sleep, path, seconds=0.0002), range(tasks), on_error="collect"))
-    failures = [result for result in results if isinstance(result, manycore.Failure)]
-    assert all(isinstance(failure.error, WorkerDied) for failure in failures)
-    return {failure.item for failure in failures}, [
-        result.item if isinstance(result, manycore.Failure) else result for result in results
-    ]
-
-
-def ledger(make, run):
-    """10,000 tasks while a worker is killed every 20 ms: each runs at most once and is resolved once."""
-    tasks = 10_000
-    face = make()
-    warm(face)
-    path = os.path.abspath("ledger")
-    over = threading.Event()
-    victims = Victims(face, path)
-
-    def killer():
-        while not over.wait(0.02):
-            victims.kill_one()
-
-    started = time.monotonic()
-    thread = start_thread(killer)
-    died, resolved = run(face, path, tasks)
-    over.set()
-    thread.join()
-    took = time.monotonic() - started
-    still_works(face)
-    stats = face.pool.stats()
-    assert len(died) <= stats.workers_died
-    face.wait()
-    assert sorted(resolved) == list(range(tasks))
-    ran = numbers(path)
-    assert len(ran) == len(set(ran)), "a task ran twice"
-    assert set(range(tasks)) - set(ran) <= died
-    print(
-        f"{tasks} tasks in {took:.1f} s, {len(ran)} begun, each once; {victims.killed} kills, {stats.workers_died} "
-        f"workers died, {len(died)} tasks with them; {stats.workers_started} workers started"
-    )
-
-
-@case
-def ledger_of_calls(make):
-    ledger(make, by_calls)
-
-
-@case
-def ledger_of_a_map(make):
-    ledger(make, by_a_map)
 
 
 if __name__ == "__main__":
