@@ -173,7 +173,8 @@ class Pool(TakesOptions):
             processes = min(here.cores(), automatic_workers())
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
-        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+        given: object = maxtasksperchild
+        if given is not None and (not isinstance(given, int) or given <= 0):
             raise ValueError("maxtasksperchild must be a positive int or None")
         self._engine = Engine(
             Settings(
