@@ -313,6 +313,7 @@ if __name__ == "__main__":
     used = max(int(name) for name in os.listdir("/proc/%d/fd" % zygote().pid)) + 1
     limits = resource.prlimit(zygote().pid, resource.RLIMIT_NOFILE)
     resource.prlimit(zygote().pid, resource.RLIMIT_NOFILE, (used + {left}, limits[1]))
+    os.environ["MANYCORE_TEST_VARIABLE"] = "now"  # so that no child will do that was forked before
     process = context.Process(target=double, args=(4,), result=True)
     try:
         process.start()

@@ -6,6 +6,7 @@
     child.py        a launched process, as its parent sees it
     certificate.py  how a process ended
     zygote.py       the clean process that forks children
+    spares.py       children forked in advance, which the parent asks itself
     threads.py      whether the zygote has the one thread that a fork needs
     worker.py       what a forked child does around the caller's function
     standard.py     the same children by the standard start methods, for pools that ask for one

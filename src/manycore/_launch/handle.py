@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import fcntl
+import marshal
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Request",
+    "Slot",
     "Zygote",
     "ended_fd",
     "high",
@@ -31,13 +33,13 @@ __all__ = [
 
 _DRAIN_S = 1.0  # for the end of file after a zygote's death; longer only if a child was stopped before STARTED
 _STATUS_S = 0.2  # from that to the death: a process that is killed closes its descriptors before it can be reaped
-_LOWEST_FD = 10  # ours stay clear of the numbers that programs use by number
+_LOWEST_FD = wire.KEPT_FD + 1  # ours stay clear of the numbers that programs use by number
 
 
 class Request:
     """A launch that has not been STARTED. Owns duplicates of the caller's descriptors."""
 
-    __slots__ = ("child", "entry", "fds", "linger", "payload", "sent")
+    __slots__ = ("child", "entry", "fds", "linger", "payload")
 
     def __init__(self, child: Child, entry: str, payload: bytes, fds: Sequence[int], linger: bool) -> None:
         self.child = child
@@ -45,7 +47,6 @@ class Request:
         self.entry = entry
         self.payload: bytes | None = payload
         self.fds: list[int] = []
-        self.sent = False
         try:
             if len(payload) > wire.MAX_INLINE_BYTES:
                 self.fds.append(memfd(payload))
@@ -61,19 +62,48 @@ class Request:
         self.fds.clear()
 
 
+class Slot:
+    """The parent's end of a place for a spare, and which spare is there, as far as is known."""
+
+    def __init__(self) -> None:
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        self.theirs = high(theirs.detach())
+        self.socket = _socket.socket(fileno=high(ours.detach()))
+        self.socket.setblocking(False)
+        self.generation = 0
+        self.pid = 0  # 0: none, or one that was asked
+        self.born = 0.0
+
+    def look(self) -> int | None:
+        """How often the zygote had been told of what children take over when it made the spare; None without one."""
+        try:
+            while said := self.socket.recv(wire.MAX_RECORD_BYTES):
+                self.generation, self.pid, self.born = marshal.loads(said)  # noqa: S302  # from our own child
+        except OSError:  # nothing more, or the zygote is gone
+            pass
+        return self.generation if self.pid else None
+
+
 class Zygote:
     """One zygote of this process, and what it was told."""
 
     def __init__(self, lifeline: int, lifeline_write: int, keeper: int, kept: int) -> None:
         pid = os.getpid()
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         opened: list[int] = []
         self.pipe_write = -1
+        self._slots: list[Slot] = []
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
             opened += [high(theirs.detach()), high(os.pidfd_open(pid))]
             read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self.pipe_write = high(write)
             opened.append(high(read))
+            places: dict[int, int] = {}
+            for end, pen in zip(wire.SLOT_FDS, wire.PEN_FDS, strict=True):
+                slot = Slot()
+                self._slots.append(slot)
+                opened.append(slot.theirs)
+                places |= {end: slot.theirs, pen: slot.socket.fileno()}
             keepers = {target: fd for target, fd in ((wire.KEEPER_FD, keeper), (wire.KEPT_FD, kept)) if fd >= 0}
             executable, argv = interpreter.command(pid, len(keepers))
             actions: list[Any] = [(os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_RDWR, 0) for n in _closed_standard()]
@@ -83,7 +113,8 @@ class Zygote:
                 wire.PARENT_FD: opened[1],
                 wire.LIFELINE_WRITE_FD: lifeline_write,
                 wire.PARENT_PIPE_FD: opened[2],
-                **keepers,  # the last: 10 may be another's number until it has been duplicated
+                **places,
+                **keepers,
             }
             actions += [(os.POSIX_SPAWN_DUP2, source, target) for target, source in given.items()]
             self.pid = os.posix_spawn(
@@ -97,6 +128,7 @@ class Zygote:
             )
         except BaseException:
             ours.close()
+            self.hang_up()
             if self.pipe_write >= 0:
                 os.close(self.pipe_write)
             raise
@@ -109,6 +141,8 @@ class Zygote:
             self.pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:  # already dead, and reaped by somebody else
             self.pidfd = -1
+            self.hang_up()
+        self.told = 0  # how often it was told of what children take over
         self.context: tuple[Any, ...] | None = None
         self.dead_since = 0.0  # it has ended, as its pidfd says
         self.silent_since = 0.0  # its socket has
@@ -121,6 +155,27 @@ class Zygote:
             return self.silent_since + _STATUS_S
         return self.dead_since + _DRAIN_S if self.dead_since else None
 
+    def spare(self) -> tuple[_socket.socket, int] | None:
+        """A spare that may be asked once, by its socket, with its pid: the one that has had longest to get ready."""
+        known = [slot for slot in self._slots if slot.look() == self.told]
+        if not known:
+            return None
+        slot = min(known, key=lambda slot: slot.born)
+        pid, slot.pid = slot.pid, 0
+        return slot.socket, pid
+
+    def forget(self, pid: int) -> None:
+        """A spare has ended, and is not to be asked; what it had said of itself is there by now."""
+        for slot in self._slots:
+            if slot.look() is not None and slot.pid == pid:
+                slot.pid = 0
+
+    def hang_up(self) -> None:
+        """Have the spares end that are not asked for anything."""
+        for slot in self._slots:
+            slot.socket.close()
+        self._slots.clear()
+
     def close(self) -> int | None:
         """Let go of it.
 
@@ -128,6 +183,7 @@ class Zygote:
             What it exited with, or minus the signal that ended it; None if it lives or nobody knows.
         """
         self.socket.close()
+        self.hang_up()
         os.close(self.pipe_write)
         if self.pidfd >= 0:
             os.close(self.pidfd)

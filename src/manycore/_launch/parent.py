@@ -81,6 +81,7 @@ class Launcher:
         self._children: dict[int, Child] = {}
         self._by_pidfd: dict[int, Child] = {}
         self._requests: dict[int, Request] = {}
+        self._asked: dict[int, Request] = {}  # by pid: what a spare was asked for
         self._waiting: deque[Request] = deque()
         self._overdue: dict[int, tuple[float, Child]] = {}  # by launch id: dead, but not yet reported; the deadline
         self._preloads: list[str] = []
@@ -150,7 +151,7 @@ class Launcher:
         """Have the child's process group end with it, also when it exits by itself."""
         with self._lock:
             if self._zygote is not None:
-                self._send((wire.OWN_GROUP, child.launch_id), [])
+                self._send(self._zygote.socket, (wire.OWN_GROUP, child.launch_id), [])
 
     def continue_zygote(self) -> None:
         """Continue the zygote, if somebody has stopped it."""
@@ -237,8 +238,9 @@ class Launcher:
             return
         sent = True
         if self._unsent_preloads:
-            sent = self._send((wire.PRELOAD, self._unsent_preloads, zygote.fresh_context()), [])
+            sent = self._send(zygote.socket, (wire.PRELOAD, self._unsent_preloads, zygote.fresh_context()), [])
             if sent:
+                zygote.told += 1
                 self._unsent_preloads = []
         while sent and self._waiting:
             request = self._waiting[0]
@@ -246,10 +248,17 @@ class Launcher:
             open_fds, mask = standard()
             child = request.child
             what = (request.entry, request.payload, child.title)
-            record = (wire.LAUNCH, child.launch_id, *what, mask, request.linger, context)
-            sent = self._send(record, [*open_fds, *request.fds])
+            record = (wire.LAUNCH, child.launch_id, *what, mask, request.linger)
+            fds = [*open_fds, *request.fds]
+            if context is None and (spare := zygote.spare()) is not None:
+                source, pid = spare
+                if self._send(source, (*record, pid), fds):
+                    self._asked[pid] = request
+                    self._waiting.popleft()
+                    continue
+            sent = self._send(zygote.socket, (*record, context), fds)
             if sent:
-                request.sent = True
+                zygote.told += context is not None
                 self._waiting.popleft()
             elif context is not None:
                 zygote.context = None
@@ -259,10 +268,8 @@ class Launcher:
             if not sent:
                 self._wake_reaper()
 
-    def _send(self, record: tuple[Any, ...], fds: list[int]) -> bool:
-        """Send one record, if there is room for it."""
-        if self._zygote is None:
-            return False
+    def _send(self, to: _socket.socket, record: tuple[Any, ...], fds: list[int]) -> bool:
+        """Send one record to the zygote or a spare, if there is room for it."""
         data = marshal.dumps(record)
         body = -1
         try:
@@ -271,7 +278,7 @@ class Launcher:
                 fds = [body, *fds]
                 data = marshal.dumps((wire.LONG, record[1] if record[0] == wire.LAUNCH else 0))
             ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
-            self._zygote.socket.sendmsg([data], ancillary)
+            to.sendmsg([data], ancillary)
         except OSError:  # no room, too many descriptors in flight: later. A broken pipe: the next zygote gets it
             return False
         finally:
@@ -316,6 +323,7 @@ class Launcher:
             elif zygote is not None and fd == zygote.pidfd:
                 self._epoll.unregister(fd)
                 zygote.dead_since = now
+                zygote.hang_up()
             elif fd in self._by_pidfd:
                 child = self._by_pidfd.pop(fd)
                 self._epoll.unregister(fd)
@@ -364,6 +372,8 @@ class Launcher:
                 self._started(report[1], report[2], pidfd)
             elif report[0] == wire.EXITED:
                 self._exited(report, calls)
+            elif report[0] == wire.GONE:
+                self._gone(zygote, report[1])
             elif report[0] == wire.FAILED:
                 self._fail(report[1], launch_error(report[3], report[2]), calls)
             elif report[0] == wire.PRELOAD_FAILED:
@@ -374,6 +384,7 @@ class Launcher:
 
     def _started(self, launch_id: int, pid: int, pidfd: int) -> None:
         self._deaths = self._kills = 0
+        self._asked.pop(pid, None)
         self._forget_request(launch_id)
         child = self._children.get(launch_id)
         if child is None:
@@ -390,8 +401,16 @@ class Launcher:
             self._by_pidfd[pidfd] = child
             self._epoll.register(pidfd, select.EPOLLIN)
 
+    def _gone(self, zygote: Zygote, pid: int) -> None:
+        """A spare has ended; what it was asked for, if anything, it has not begun."""
+        zygote.forget(pid)
+        request = self._asked.pop(pid, None)
+        if request is not None and request.child.launch_id in self._requests:
+            self._waiting.appendleft(request)
+
     def _exited(self, report: tuple[Any, ...], calls: list[tuple[Callable[[Child], None], Child]]) -> None:
         _, launch_id, pid, how, user, system, peak, wall, stack, native = report
+        self._asked.pop(pid, None)
         child = self._children.get(launch_id)
         if child is None:
             return
@@ -442,6 +461,7 @@ class Launcher:
             self._epoll.unregister(zygote.pidfd)
         code = zygote.close()
         self._zygote = None
+        self._asked.clear()
         self._blocked = False
         if code in {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP}:  # somebody's doing, and no fault of its own
             self._kills += 1

@@ -4,14 +4,17 @@ One record is one message of a SOCK_SEQPACKET pair, so it arrives whole or not a
 `marshal` tuple: both sides are the same interpreter, and marshal needs no import. What does not fit
 travels in a memfd beside it.
 
-    request  (LAUNCH, id, entry, payload | None, title, standard, linger, context | None)
+    request  (LAUNCH, id, entry, payload | None, title, standard, linger, context | None, or the pid of a spare)
                  descriptors: the standard ones that are open, the payload's memfd, the caller's
              (PRELOAD, modules, context | None)
              (OWN_GROUP, id)                when this child ends, its process group ends too
              (END,)                         kill every child at once, and exit
+             (END, pid)                     to a spare: exit
              (LONG, id)                     the request itself is in a memfd, the first descriptor
+    a spare  (generation, pid, time)        of itself, to the parent (`spares.py`)
     report   (STARTED, id, pid, pidfd sent) from the child itself, before it runs anything of the caller's
              (EXITED, id, pid, status, user s, system s, peak bytes, wall s, stack, native stack)
+             (GONE, pid)                    a spare has ended, and had taken no request
              (FAILED, id, errno, text)      there is no such child and never will be
              (PRELOAD_FAILED, module, text)
 """
@@ -30,6 +33,7 @@ STARTED = 11
 EXITED = 12
 FAILED = 13
 PRELOAD_FAILED = 14
+GONE = 15
 
 # The zygote's descriptors: given to it when it is executed.
 CONTROL_FD = 3  # its end of the socket pair
@@ -38,8 +42,10 @@ PARENT_FD = 5  # the parent's pidfd
 STACK_FD = 6  # in zygote and children: the memfd into which faulthandler writes
 LIFELINE_WRITE_FD = 7  # the zygote's write end of that pipe
 PARENT_PIPE_FD = 8  # read end of the pipe whose only write end is the parent's: the zygote's own lifeline
-KEEPER_FD = 9  # in zygote and children: their end of the keeper's sockets (`_memory/keeper.py`)
-KEPT_FD = 10  # the keeper's end, where this zygote is the keeper
+SLOT_FDS = (9, 10)  # of the sockets between the parent and spares, the spares' ends, and in the zygote
+PEN_FDS = (11, 12)  # the parent's ends, in the zygote as well
+KEEPER_FD = 13  # in zygote and children: their end of the keeper's sockets (`_memory/keeper.py`)
+KEPT_FD = 14  # the keeper's end, where this zygote is the keeper
 
 MAX_RECORD_BYTES = 128 * 1024  # Linux takes up to 208 KiB by default; half of it keeps room in the queue
 MAX_INLINE_BYTES = 16 * 1024  # a longer payload goes in a memfd: twice as quick as the socket from about here

@@ -1,7 +1,7 @@
 """The zygote: a clean process with one thread, executed afresh, that forks a child a request.
 
       parent                             zygote                         child
-      LAUNCH (fds) ---- control ---->    fork  ----------------------->  become()
+      LAUNCH (fds) ---- control ---->    fork  ----------------------->  become()      a spare is asked by the parent
              <-------- STARTED (pidfd) ---------------------------------   |
       pidfd in epoll                     SIGCHLD                        function
              <-------- EXITED (status, rusage) --- wait4  <------------  _exit
@@ -23,9 +23,9 @@ If a process dies:
         process be stopped, the kernel continues it then; while it imports, the kernel kills it.
     the zygote: the children go on; the parent learns their exit codes otherwise and executes another.
 
-A spare child is forked in advance once the last one launched has ended, or has had a moment for its own start,
-and takes the next request, or the one after that; it knows the parent's directory, environment and path of that
-moment, so it is dropped when they change.
+A spare child is forked in advance (`spares.py`) once the last one launched has ended, or has had a moment for its own
+start, and takes the next request, or the one after that, from the parent itself; it knows the parent's directory,
+environment and path of that moment, so it is dropped when they change.
 
 Source: Chrome's Linux zygote, for the idea; the mechanisms are in worker.py.
 """
@@ -33,7 +33,6 @@ Source: Chrome's Linux zygote, for the idea; the mechanisms are in worker.py.
 from __future__ import annotations
 
 import _socket
-import array
 import errno
 import faulthandler
 import gc
@@ -46,6 +45,7 @@ import sys
 import time
 
 from manycore._launch import habits, last_words, pages, threads, wire, worker
+from manycore._launch.spares import Spares, decode, receive
 from manycore._memory import keeper
 from manycore._memory.keeper import Keeper
 from manycore._memory.memfd import create_memfd
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
 
     Context = tuple[str | None, dict[bytes, bytes], list[str], list[str], int]
 
-_FD_BYTES = 4
-_SPARE_S = 2.0  # that a spare child is kept; it costs about 3 MB
 _SPARE_AFTER_S = 0.004  # from a launch to the next spare, unless the child ends sooner: both would want the same cores
 _FATAL = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}  # those of faulthandler.enable
 _NO_ROOM = " (the user's limit of processes, RLIMIT_NPROC, or that of a control group or of the machine)"
@@ -95,9 +93,7 @@ class Zygote:
         self._pages = b""  # that every child writes to, see pages.py
         self._told = b""  # those that one child wrote to
         self._asks = True  # whether children are to tell
-        self._spares: list[tuple[int, _socket.socket, float]] = []  # the pid, our end of the socket, the last moment
-        self._spares_wanted = 1
-        self._spare_due = 0.0  # when the next spare is to be made; 0: no process was launched since the last
+        self._spares = Spares()
         self._open = (sys.stdin.fileno(), keeper.client_fd())  # in every child
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._arm(signal.SIGCONT)
@@ -108,6 +104,7 @@ class Zygote:
         self._poller.register(wire.CONTROL_FD, select.POLLIN)
         self._poller.register(wire.PARENT_FD, select.POLLIN)
         self._poller.register(self._wake_read, select.POLLIN)
+        self._poller.register(self._spares.said, select.POLLIN)
         self._keeper = Keeper(wire.KEPT_FD) if keeper_ends == 2 else None
         if self._keeper is not None:
             self._poller.register(wire.KEPT_FD, select.POLLIN)
@@ -118,8 +115,9 @@ class Zygote:
             events = self._poller.poll(self._patience_ms())
             for fd, event in events:
                 if fd == self._wake_read:
-                    self._drain_wakeups()
                     self._reap()
+                elif fd == self._spares.said:
+                    self._note_taken()
                 elif fd == wire.PARENT_FD:
                     self._end(_LINGER_S)
                 elif fd == wire.KEPT_FD and self._keeper is not None:
@@ -133,16 +131,15 @@ class Zygote:
     def _patience_ms(self) -> float | None:
         """How long to wait for events; a spare is made in a quiet moment, and dropped when it was not needed."""
         now = time.monotonic()
-        if self._spares and now >= self._spares[0][2]:
-            self._spares.pop(0)[1].close()
+        self._spares.expire(now)
         if self._lessons:
             if not self._poller.poll(0):
                 self._learn()
             if self._lessons:
                 return 0.0
-        if self._spare_due and now >= self._spare_due and not self._poller.poll(0):
+        if self._spares.due and now >= self._spares.due and not self._poller.poll(0):
             self._make_spare()
-        waits = [due - now for due in (self._spare_due, *(spare[2] for spare in self._spares[:1])) if due]
+        waits = [due - now for due in self._spares.times()]
         if self._keeper is not None and (until := self._keeper.expire()) is not None:
             waits.append(until)
         return max(0.0, min(waits)) * 1000 if waits else None
@@ -158,7 +155,7 @@ class Zygote:
 
     def _serve(self) -> None:
         try:
-            record, fds, truncated = _receive(self._control)
+            record, fds, truncated = receive(self._control)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -166,17 +163,18 @@ class Zygote:
         if not record:
             self._end(_LINGER_S)
         try:
-            request = _decode(record, fds)
+            request = decode(record, fds)
             if request[0] in {wire.LAUNCH, wire.LONG}:
                 if truncated:
                     self._report(wire.FAILED, request[1], 24, "the zygote has no descriptor left (RLIMIT_NOFILE)")
                 else:
-                    self._launch(record, request, list(fds))
+                    self._launch(request, list(fds))
             elif request[0] == wire.PRELOAD:
                 self._preload(*request[1:])
             elif request[0] == wire.END:
                 self._end(0.0)
             elif request[0] == wire.OWN_GROUP:
+                self._note_taken()
                 for child in self._children.values():
                     if child.launch_id == request[1]:
                         child.owns_group = True
@@ -184,27 +182,23 @@ class Zygote:
             for fd in fds:
                 os.close(fd)
 
-    def _launch(self, record: bytes, request: tuple[Any, ...], fds: list[int]) -> None:
+    def _launch(self, request: tuple[Any, ...], fds: list[int]) -> None:
         _, launch_id, entry, _, _, _, linger, context = request
         if context is not None:
+            self._spares.generation += 1
             self._adopt(context)
         if entry.startswith("manycore."):  # ours, so free of surprises: imported once, here, for all children
             self._import(entry.partition(":")[0])
         self._freeze()
-        handed = self._hand_to_spare(record, fds, launch_id, linger)
-        if not handed:
-            try:
-                run, keep = lambda: self._take(request, fds, wire.CONTROL_FD), [wire.CONTROL_FD, *fds]
-                _, child = self._fork(run, keep, asked=True)
-            except OSError as error:
-                text = f"the zygote cannot fork: {error.strerror}{_NO_ROOM if error.errno == errno.EAGAIN else ''}"
-                self._report(wire.FAILED, launch_id, error.errno or 0, text)
-                return
-            child.launch_id = launch_id
-            child.linger = linger
-        # Where one process follows another, the next finds a spare that has had a whole launch's time to get ready.
-        self._spares_wanted = 2 if handed and linger else 1
-        self._spare_due = time.monotonic() + _SPARE_AFTER_S
+        try:
+            _, child = self._fork(lambda: self._take(request, fds), [wire.CONTROL_FD, *fds], asked=True)
+        except OSError as error:
+            text = f"the zygote cannot fork: {error.strerror}{_NO_ROOM if error.errno == errno.EAGAIN else ''}"
+            self._report(wire.FAILED, launch_id, error.errno or 0, text)
+            return
+        child.launch_id = launch_id
+        child.linger = linger
+        self._spares.due = time.monotonic() + _SPARE_AFTER_S
 
     def _fork(self, run: Callable[[], int], keep: list[int], *, asked: bool) -> tuple[int, _Child]:
         """Fork a child that runs `run` with the descriptors of `keep`, and ends with what that returns.
@@ -249,7 +243,7 @@ class Zygote:
         child = self._children[pid] = _Child(lifeline, stack)
         return pid, child
 
-    def _take(self, request: tuple[Any, ...], fds: list[int], control: int) -> int:
+    def _take(self, request: tuple[Any, ...], fds: list[int]) -> int:
         """In a child: carry out a request."""
         _, launch_id, entry, payload, title, standard, _, _ = request
         numbers: list[int | None] = [None, None, None]
@@ -257,7 +251,7 @@ class Zygote:
             if standard & 1 << number:
                 numbers[number] = fds.pop(0)
         payload_fd = fds.pop(0) if payload is None else None
-        worker.become(launch_id, control, self._parent_pid, numbers)
+        worker.become(launch_id, wire.CONTROL_FD, self._parent_pid, numbers)
         _native.set_title((title or f"manycore: {entry}").encode("utf-8", "replace"))
         if self._cwd is not None:
             try:
@@ -266,56 +260,42 @@ class Zygote:
                 pass
         return worker.run(entry, payload, payload_fd, fds)
 
-    # -- the spare ---------------------------------------------------------------------------------------
+    # -- the spares --------------------------------------------------------------------------------------
 
     def _make_spare(self) -> None:
         """Fork a child in advance: it is ready but for its request, and so saves the next launch half its time."""
-        self._spare_due = 0.0
-        if len(self._spares) >= self._spares_wanted:
+        self._spares.due = 0.0
+        slot = self._spares.place()
+        if slot is None:
             return
         if self._path_is_new:
             habits.look_into([entry or self._cwd or "" for entry in sys.path])
             self._path_is_new = False
         self._freeze()
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
-            pid, _ = self._fork(lambda: self._be_spare(theirs), [theirs.fileno()], asked=False)
+            pid, _ = self._fork(lambda: self._be_spare(slot), self._spares.keep(slot), asked=False)
         except OSError:  # then the next launch will say so
-            ours.close()
-        else:
-            now = time.monotonic()
-            self._spares.append((pid, ours, now + _SPARE_S))
-            if len(self._spares) < self._spares_wanted:
-                self._spare_due = now
-        theirs.close()
+            return
+        self._spares.made(pid, slot)
 
-    def _be_spare(self, source: _socket.socket) -> int:
+    def _be_spare(self, slot: int) -> int:
         _native.set_title(f"manycore: spare of {self._parent_pid}".encode())
-        record, fds, _ = _receive(source)
-        if not record:
-            return 0
-        source.close()
-        control = fds.pop(0)
-        request = _decode(record, fds)
-        return self._take(request, list(fds), control)
+        found = self._spares.be(slot)
+        return 0 if found is None else self._take(*found)
 
-    def _hand_to_spare(self, record: bytes, fds: list[int], launch_id: int, linger: bool) -> bool:
-        if not self._spares:
-            return False
-        pid, source, _ = self._spares.pop(0)
-        child = self._children.get(pid)
-        try:
-            given = array.array("i", [wire.CONTROL_FD, *fds]).tobytes()
-            source.sendmsg([record], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, given)])
-        except OSError:
-            child = None
-        source.close()
-        if child is None:
-            return False
-        child.launch_id = launch_id
-        child.linger = linger
-        child.born = time.monotonic()
-        return True
+    def _look(self) -> None:
+        self._note_taken()
+        self._reap()
+
+    def _note_taken(self) -> None:
+        for pid, launch_id, linger in self._spares.taken():
+            child = self._children[pid]
+            child.launch_id = launch_id
+            child.linger = linger
+            child.born = time.monotonic()
+            # Where one process follows another, the next finds a spare that has had a whole launch's time to get ready.
+            self._spares.wanted = 2 if linger else 1
+            self._spares.due = child.born + _SPARE_AFTER_S
 
     def _make_room(self) -> None:
         """Have the parent's limit of processes, and none that counts for it in vain: spares, and what has ended."""
@@ -323,22 +303,13 @@ class Zygote:
             resource.setrlimit(resource.RLIMIT_NPROC, resource.prlimit(self._parent_pid, resource.RLIMIT_NPROC))
         except (OSError, ValueError):
             pass
-        self._drop_spares()
-        for pid in [pid for pid, child in self._children.items() if not child.launch_id]:
-            os.kill(pid, signal.SIGKILL)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        self._spares.wait_for_room(self._wake_read, self._look)
         self._reap()
-
-    def _drop_spares(self) -> None:
-        """The spares are out of date; they end by themselves."""
-        for _, source, _ in self._spares:
-            source.close()
-        self._spares.clear()
 
     # -- what the children inherit -----------------------------------------------------------------------
 
     def _adopt(self, context: Context) -> None:
-        self._drop_spares()
+        self._spares.drop()
         self._cwd, environment, path, argv, umask = context
         os.umask(umask)
         now = os.environb
@@ -352,6 +323,8 @@ class Zygote:
         sys.argv[:] = argv
 
     def _preload(self, modules: list[str], context: Context | None) -> None:
+        self._spares.generation += 1
+        self._spares.drop()
         if context is not None:
             self._adopt(context)
         for name in modules:
@@ -393,7 +366,7 @@ class Zygote:
 
     def _while_armed(self, change: Callable[[], object]) -> None:
         """Change what children inherit; that can take long, and should the parent die meanwhile, the kernel kills."""
-        self._drop_spares()
+        self._spares.drop()
         self._frozen = False
         self._arm(signal.SIGKILL)
         try:
@@ -418,6 +391,7 @@ class Zygote:
     # -- deaths --------------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
+        self._drain_wakeups()
         while True:
             try:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -425,7 +399,10 @@ class Zygote:
                 return
             if info is None:
                 return
-            child = self._children.pop(info.si_pid, None)
+            child = self._children.get(info.si_pid)
+            if child is not None and not child.launch_id:  # a spare: what it has said of a request is there by now
+                self._note_taken()
+            self._children.pop(info.si_pid, None)
             if child is not None and (child.owns_group or info.si_code != os.CLD_EXITED):
                 _kill_group(info.si_pid)  # while the zombie still holds the number
             _, status, usage = os.wait4(info.si_pid, 0)
@@ -446,9 +423,8 @@ class Zygote:
             os.close(child.stack)
             os.close(child.lifeline)
             if not child.launch_id:
-                for spare in [spare for spare in self._spares if spare[0] == info.si_pid]:
-                    self._spares.remove(spare)
-                    spare[1].close()
+                self._spares.ended(info.si_pid)
+                self._report(wire.GONE, info.si_pid)
                 continue
             self._report(
                 wire.EXITED,
@@ -461,8 +437,8 @@ class Zygote:
                 time.monotonic() - child.born,
                 *stacks,
             )
-            if self._spare_due:  # a core is free, and whoever waited for this child may start the next
-                self._spare_due = child.born
+            if self._spares.due:  # a core is free, and whoever waited for this child may start the next
+                self._spares.due = child.born
 
     def _report(self, *report: Any) -> None:
         self._unsent.append(marshal.dumps(report))
@@ -487,6 +463,7 @@ class Zygote:
         Args:
             linger: Seconds until those that may linger are killed too.
         """
+        self._note_taken()
         for pid, child in self._children.items():
             child.owns_group = True
             if not child.linger:
@@ -500,7 +477,6 @@ class Zygote:
             if left <= 0 or not any(child.linger for child in self._children.values()):
                 break
             poller.poll(left * 1000)
-            self._drain_wakeups()
         for pid in self._children:
             _kill_group(pid)
         own = f"/proc/self/task/{os.getpid()}/children"
@@ -520,27 +496,6 @@ class Zygote:
             except ChildProcessError:
                 os._exit(0)
             self._reap()  # those whom they leave behind are this process's children then
-
-
-def _receive(source: _socket.socket) -> tuple[bytes, array.array[int], bool]:
-    """One record, its descriptors, and whether some of these were lost."""
-    record, ancillary, flags, _ = source.recvmsg(
-        wire.MAX_RECORD_BYTES, _socket.CMSG_SPACE(_FD_BYTES * 253), _socket.MSG_CMSG_CLOEXEC
-    )
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % _FD_BYTES])
-    return record, fds, bool(flags & _socket.MSG_CTRUNC)
-
-
-def _decode(record: bytes, fds: array.array[int]) -> tuple[Any, ...]:
-    """The request in a record, or in the memfd that comes with it, which then leaves `fds`."""
-    request = marshal.loads(record)  # noqa: S302  # from our own parent
-    if request[0] == wire.LONG and fds:
-        request = marshal.loads(worker.read_all(fds.pop(0)))  # noqa: S302
-    found: tuple[Any, ...] = request
-    return found
 
 
 def _kill_group(pid: int) -> None:
@@ -570,6 +525,7 @@ def main(parent_pid: int, keeper_ends: int) -> NoReturn:
     if stack != wire.STACK_FD:
         os.dup2(stack, wire.STACK_FD, inheritable=False)
     given = [wire.CONTROL_FD, wire.LIFELINE_FD, wire.PARENT_FD, wire.LIFELINE_WRITE_FD, wire.PARENT_PIPE_FD]
+    given += [*wire.SLOT_FDS, *wire.PEN_FDS]
     given += [wire.KEEPER_FD, wire.KEPT_FD][:keeper_ends]
     for fd in given:
         os.set_inheritable(fd, False)

@@ -78,7 +78,7 @@ cdef extern from "sys/mman.h" nogil:
 
 cdef enum:
     POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of madvise(2), Linux 5.14
-    MOST = 16  # descriptors that a child keeps, limits that it follows; both are lists of this package's own
+    MOST = 280  # descriptors that a child keeps (MAX_FDS of wire.py, and its own), limits that it follows
 
 # The bytes of this process's own argv, which the kernel shows as /proc/PID/cmdline. A forked child
 # has its own copy at the same address, so the bounds are looked up once.
@@ -172,7 +172,7 @@ cdef int _numbers(object given, int *numbers) except -1:
 def settle(int lifeline, int stack, int stack_fd, keep) -> None:
     """Make the fork of a zygote a process of its own: its group, its tie to the parent, its descriptors.
 
-    `stack` becomes `stack_fd`; of all descriptors above 2, only those in `keep` (16 at most) stay open.
+    `stack` becomes `stack_fd`; of all descriptors above 2, only those in `keep` (280 at most) stay open.
     """
     cdef int numbers[MOST]
     cdef int count = _numbers(keep, numbers)
@@ -181,7 +181,7 @@ def settle(int lifeline, int stack, int stack_fd, keep) -> None:
 
 
 def follow(int pid, limits) -> None:
-    """Take over the cores and the limits (RLIMIT_*, 16 at most) that a process has now, as far as that is allowed."""
+    """Take over the cores and the limits (RLIMIT_*) that a process has now, as far as that is allowed."""
     cdef int numbers[MOST]
     cdef int count = _numbers(limits, numbers)
     mc_follow(pid, numbers, count)
