@@ -49,6 +49,8 @@ class _ChannelMemory(RecordChannel, _Shared):
 class _BroadcastMemory(RecordBroadcast, _Shared):
     """The queue from which all receivers read."""
 
+    _one_reader = False
+
 
 def _closed(what: object) -> errors.ChannelClosed:
     return errors.ChannelClosed(f"{what!r} was closed")

@@ -248,7 +248,7 @@ class Connection(_Wired):
 
     @staticmethod
     def _dumps(obj: Any) -> bytes:
-        return pickle.dumps(obj, 5) if is_plain(obj) else codec.dumps(obj, roots=("obj",))
+        return pickle.dumps(obj, 5) if is_plain(obj) else codec.dumps(obj, roots=("obj",), one_reader=True)
 
     @staticmethod
     def _loads(data: Any) -> Any:

@@ -71,6 +71,7 @@ class _Shared(RecordQueue):
     """What all queues have in common: their memory, how values are encoded, how they are sent and waited for."""
 
     _joinable = False
+    _one_reader = True  # an item is taken by one
     _ends: tuple[_ReaderEnd, _WriterEnd] | None = None
 
     def __init__(self, maxsize: int = 0, *, ctx: Any = None) -> None:  # noqa: ARG002
@@ -92,7 +93,7 @@ class _Shared(RecordQueue):
 
     def _encode(self, value: Any) -> list[Any]:
         buffers: list[Any] = []
-        data = codec.dumps(value, buffers=buffers, roots=("item",))
+        data = codec.dumps(value, buffers=buffers, roots=("item",), one_reader=self._one_reader)
         return [data, *buffers]
 
     def _decode(self, data: bytes, buffers: list[bytearray]) -> Any:

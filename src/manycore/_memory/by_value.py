@@ -42,8 +42,8 @@ runs it over the imported module's globals, and nothing else travels.
 Pickling again what has not changed would cost tens of microseconds, so definitions are remembered,
 and so are whole functions (`Shipment.memo`). A memory is good while everything that it was made from
 is the same object, or, for a class, while the interpreter's version of the class is the same. Values
-that can change in place (a list, an instance) are pickled again each time, with one exception: a
-*global* of more than 64 KiB is looked at again only when it is bound to another object.
+that can change in place (a list, an instance) are pickled again each time; a *global* of more than
+64 KiB, only when its content is no longer the same (`content`).
 
     namespaces  what has which name, and which token; what code reads
     by_value    sending
@@ -71,6 +71,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from manycore._memory import rebuild
 from manycore._memory.classes import HEAP_TYPE, class_parts, own_functions
+from manycore._memory.content import Content
 from manycore._memory.namespaces import (
     MARK,
     PRIVATE_GLOBALS,
@@ -90,11 +91,17 @@ from manycore._native.codec import Unchanged, type_version
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
-    Pickle = Callable[["Shipment", Any, frozenset[int]], bytes]
+    class Pickle(Protocol):
+        """Pickles a part of a message; buffers go into the list where there is one."""
 
-_LARGE_BYTES = 65536  # a global that pickles to more is pickled again only when it is bound anew
+        def __call__(
+            self, shipment: Shipment, value: Any, inline: frozenset[int], buffers: list[Any] | None = None, /
+        ) -> bytes: ...
+
+
+_LARGE_BYTES = 65536  # of a global that pickles to more it is remembered what it held
 _ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented), range))
 _BY_IDENTITY = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, functools._lru_cache_wrapper)
 # Parts of a class that change only by being replaced, which the version of the class tells.
@@ -167,7 +174,10 @@ class _Checks:
             globals_ = space.globals
             for name, stamped in names:
                 value = globals_.get(name, _MISSING)
-                if value is not stamped and not (type(stamped) is weakref.ref and stamped() is value):
+                if value is not stamped and not (
+                    (type(stamped) is weakref.ref and stamped() is value)
+                    or (type(stamped) is Content and stamped.is_of(value))
+                ):
                     return False
         for reference, version in self._versions:
             value = reference()
@@ -491,8 +501,8 @@ class Shipment:
                 data, stamped = self._pickle(self, source, frozenset()), value
             rank = 0 if isinstance(value, _BY_IDENTITY) else 1
         if stamped is _UNSTABLE:
-            if len(data) > _LARGE_BYTES:
-                stamped = value
+            if len(data) > _LARGE_BYTES and not self.to_parent:
+                stamped = Content(name, value, functools.partial(_pickle_alone, self._pickle))
             else:
                 self.stable = False
         self._checks.append((space, name, stamped))
@@ -500,6 +510,10 @@ class Shipment:
 
     def _try_global(self, space: Namespace, into: dict[str, Any], name: str, names: frozenset[str]) -> None:
         self._pickle_global(space, into, name, names, optional=True)
+
+
+def _pickle_alone(pickle_part: Pickle, value: Any, buffers: list[Any]) -> bytes:
+    return pickle_part(Shipment(pickle_part), value, frozenset(), buffers)
 
 
 def _version(value: Any) -> tuple[Any, ...] | None:

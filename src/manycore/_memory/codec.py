@@ -56,6 +56,7 @@ __all__ = [
 _ENVELOPE = 0x01  # the first byte of a message with code by value; a pickle's is 0x80
 _HEAD_BYTES = 9  # that byte, and the length of the table
 _REDUCERS = reducers.REDUCERS
+_TORCH = ("torch", "torch.storage")
 
 
 class Pickler(pickle.Pickler):
@@ -67,11 +68,13 @@ class Pickler(pickle.Pickler):
         inline: The ids of functions that are pickled in full here, because they are what is being defined.
         needed: What the message needs besides, once it needs anything; shared by its parts.
         to_parent: As for `Shipment`.
+        one_reader: As for `dumps`.
     """
 
     inline: frozenset[int] = frozenset()
     needed: Shipment | None = None
     to_parent = False
+    one_reader = False
 
     @property
     def shipment(self) -> Shipment:
@@ -87,6 +90,8 @@ class Pickler(pickle.Pickler):
         if reducer is None:
             registered = _registered().get(kind)
             if registered is not None:
+                if not self.one_reader and kind.__module__ in _TORCH:
+                    return _reduce_for_many(value, registered)
                 return registered(value)
             if isinstance(value, type):
                 return reducers.reduce_class(self, value)
@@ -104,6 +109,14 @@ def _registered() -> dict[type, Any]:
     return reduction.ForkingPickler._extra_reducers if reduction is not None else {}
 
 
+def _reduce_for_many(value: Any, registered: Callable[[Any], Any]) -> Any:
+    """What PyTorch registers can be loaded once."""
+    from manycore._memory import tensors
+
+    reducer = tensors.REDUCERS.get(type(value).__qualname__)
+    return registered(value) if reducer is None else reducer(value, registered)
+
+
 def _reduce_unregistered(value: Any) -> Any:
     """Sockets are registered by an import that the program may not have made."""
     import multiprocessing.reduction  # noqa: F401
@@ -112,11 +125,11 @@ def _reduce_unregistered(value: Any) -> Any:
     return NotImplemented if reducer is None else reducer(value)
 
 
-def _pickle_part(shipment: Shipment, value: Any, inline: frozenset[int]) -> bytes:
+def _pickle_part(shipment: Shipment, value: Any, inline: frozenset[int], buffers: list[Any] | None = None, /) -> bytes:
     if is_plain(value):
         return pickle.dumps(value, 5)
     into = io.BytesIO()
-    pickler = Pickler(into, 5)
+    pickler = Pickler(into, 5, buffer_callback=None if buffers is None else _out_of_band(buffers, 0))
     pickler.needed, pickler.inline = shipment, inline
     pickler.dump(value)
     return into.getvalue()
@@ -129,6 +142,7 @@ def dumps(
     to_parent: bool = False,
     roots: Sequence[str] = (),
     least: int = reducers.OUT_OF_BAND_BYTES,
+    one_reader: bool = False,
 ) -> bytes:
     """Pickles a value.
 
@@ -139,6 +153,7 @@ def dumps(
         to_parent: The reader is the process that sent this one its code, so that code goes back by reference.
         roots: For an error's message: names of the first parts of `value`, a tuple or a list; one alone names `value`.
         least: Buffers of fewer bytes stay in the pickle.
+        one_reader: The bytes are loaded once at the most, so what can be handed over once may be.
 
     Returns:
         The bytes.
@@ -153,7 +168,7 @@ def dumps(
         packed = pack(value, arrays_only=True)
         if packed is not None:
             return packed
-    return _dumps(value, None, buffers, roots, least, to_parent=to_parent)
+    return _dumps(value, None, buffers, roots, least, to_parent=to_parent, one_reader=one_reader)
 
 
 def _dumps(
@@ -164,6 +179,7 @@ def _dumps(
     least: int = reducers.OUT_OF_BAND_BYTES,
     *,
     to_parent: bool = False,
+    one_reader: bool = False,
     again: bool = False,
 ) -> bytes:
     into = io.BytesIO()
@@ -176,6 +192,8 @@ def _dumps(
     pickler.needed = shipment
     if to_parent:
         pickler.to_parent = True
+    if one_reader:
+        pickler.one_reader = True
     try:
         pickler.dump(value)
         needed = pickler.needed
@@ -188,7 +206,8 @@ def _dumps(
         if not isinstance(error, Exception) or isinstance(error, MemoryError):
             raise
         if isinstance(error, pickle.PicklingError) and not again and reducers.forget_references():
-            return _dumps(value, shipment, buffers, roots, least, to_parent=to_parent, again=True)
+            options = {"to_parent": to_parent, "one_reader": one_reader, "again": True}
+            return _dumps(value, shipment, buffers, roots, least, **options)
         raise _explain(value, error, to_parent, roots) from error
     return b"".join((b"\x01", len(table).to_bytes(8, "little"), table, into.getbuffer()))
 
