@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import time
 import weakref
 from collections import deque
@@ -31,7 +32,7 @@ from manycore._memory.segment import Segment, create_memfd
 from manycore._native.ring import ResultRing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from manycore._engine.settings import Settings
     from manycore._native.ring import TaskRing, Turn
@@ -168,15 +169,10 @@ class Workforce:
         self._inherits = settings.start_method == "fork"  # nothing is pickled then, and so anything may be given
         function: Any = settings.initializer
         self.initializer = function
-        arguments: Any = settings.initargs
-        finalizer: Any = settings.finalizer
-        if not self._inherits:
-            dump = partial(codec.dump_function, main_is_there=settings.keeps_main)
-            if function is not None:
-                function, arguments = dump(function), codec.dumps(arguments, roots=("initargs",))
-            finalizer = None if finalizer is None else dump(finalizer)
-        self._initializer = None if function is None else (function, arguments)
-        self._finalizer = finalizer
+        self._finalizer: Any = settings.finalizer
+        if self._finalizer is not None and not self._inherits:
+            self._finalizer = codec.dump_function(self._finalizer, main_is_there=settings.keeps_main)
+        self._next_initializer = self._dump_initializer()
         self._logs = level_of(settings.logs)
         self._all_cores = here.cores()  # that all workers share
         self.size = settings.workers
@@ -196,6 +192,24 @@ class Workforce:
             return ""
         return f"; under {method!r} they import the main module: is its pool under `if __name__ == '__main__':`?"
 
+    def _dump_initializer(self) -> Callable[[], tuple[Any, Any] | None]:
+        """What gives each worker's initializer and arguments; pickled here, so that what cannot be is told now."""
+        function, arguments, keeps_main = self.initializer, self._settings.initargs, self._settings.keeps_main
+        if function is None or self._inherits:
+            found = None if function is None else (function, arguments)
+            return lambda: found
+
+        def dump() -> tuple[bytes, bytes]:
+            data = codec.dump_function(function, main_is_there=keeps_main)
+            return data, codec.dumps(arguments, roots=("initargs",))
+
+        before = _handed_over()
+        first = dump()
+        if _handed_over() == before:
+            return lambda: first
+        left = [first]  # with a socket or a connection, of which each pickle brings one process a descriptor
+        return lambda: left.pop() if left else dump()
+
     def start(self, index: int) -> None:
         """Start a worker in this place; returns before it runs."""
         segment = Segment.create(RING_BYTES, "manycore-results")
@@ -206,7 +220,7 @@ class Workforce:
             "index": index,
             "pool": self.name,
             "depth": self._depth,
-            "initializer": self._initializer,
+            "initializer": self._next_initializer(),
             "finalizer": self._finalizer,
             "cores": cores,
             "blas_threads": cores if self._settings.blas_threads is None else self._settings.blas_threads,
@@ -373,3 +387,9 @@ def _peak_rss_bytes(pid: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def _handed_over() -> int:
+    """How many descriptors this process has given to the standard library's sharer, which gives each away once."""
+    sharer = sys.modules.get("multiprocessing.resource_sharer")
+    return 0 if sharer is None else int(sharer._resource_sharer._key)

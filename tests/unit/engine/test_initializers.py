@@ -1,12 +1,15 @@
-"""Initializers that take long: what a call may ask for, and what is told of those without a bound."""
+"""Initializers: those that take long, what a call may ask for, what reaches each worker."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,13 @@ import manycore
 from manycore._engine import local
 
 FACES: list[Any] = [manycore.Pool, manycore.ProcessPoolExecutor]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_standard_helpers_left() -> Iterator[None]:
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("face", FACES)
@@ -85,3 +95,36 @@ def test_without_a_bound_it_is_told_once_where_it_is(
     assert "worker 0 of pool 'slow'" in text
     assert "its initializer Path.read_bytes has not returned after 0.2 s" in text
     assert " in read_bytes" in text.partition("(most recent call first)")[2]
+
+
+@pytest.mark.parametrize("method", ["zygote", "fork", "spawn", "forkserver"])
+def test_each_worker_gets_the_connection_and_the_socket(method: str) -> None:
+    reader, writer = manycore.Pipe(duplex=False)
+    left, right = socket.socketpair()
+    context = manycore.get_context(method)
+    with context.Pool(2, keep, (writer, right)) as pool:
+        writer.close()  # ours; those of the workers go on
+        right.close()
+        barrier = manycore.Barrier(2)
+        pids = set(pool.map(tell, [barrier] * 2, chunksize=1))
+        assert {reader.recv(), reader.recv()} == pids
+        assert left.recv(2, socket.MSG_WAITALL) == b"xx"
+        pool.terminate()
+        pool.join()
+    with pytest.raises(EOFError):
+        reader.recv()  # nobody has the other end
+    assert left.recv(1) == b""
+    reader.close()
+    left.close()
+
+
+def keep(*ends: Any) -> None:
+    keep.ends = ends  # type: ignore[attr-defined]
+
+
+def tell(barrier: Any) -> int:
+    barrier.wait(20)
+    writer, right = keep.ends  # type: ignore[attr-defined]
+    writer.send(os.getpid())
+    right.send(b"x")
+    return os.getpid()
