@@ -221,9 +221,16 @@ def find(module: str | None, qualname: str) -> Any:
 
 
 def namespace_of(globals_: dict[str, Any]) -> Namespace | str:
-    """The namespace over which code with these globals runs; the module's bare name when it can be imported."""
+    """The namespace over which code with these globals runs; the module's bare name when it can be imported.
+
+    A second `__main__` stands in for the first for a time: a script that `runpy` or a notebook's `%run` runs. Its names
+    are its own, then and afterwards, though functions of both may be sent to one receiver.
+    """
     name = globals_.get("__name__")
-    if isinstance(name, str):
+    main = _named.get("__main__") if name == "__main__" else None
+    if main is not None and main.globals is globals_:
+        return main
+    if isinstance(name, str) and main is None:
         module = sys.modules.get(name)
         if module is not None and getattr(module, "__dict__", None) is globals_:
             if importable(name):
