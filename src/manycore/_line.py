@@ -343,6 +343,9 @@ class Line:
                     guard.notify_all()
                 return
 
+    def step_aside(self) -> None:
+        """Nothing: who waits here collects for itself."""
+
     def call_after(self) -> None:
         after = self._after
         while after:

@@ -113,7 +113,17 @@ class TaskPicklingError(ManycoreError, PicklingError):
 
 
 class ResultPicklingError(ManycoreError, PicklingError, UnpicklingError):
-    """A result or an exception could not be pickled in the worker, or could not be rebuilt here."""
+    """A result or an exception could not be pickled in the worker, or could not be rebuilt here.
+
+    Attributes:
+        value: What it was that did not come, in words.
+        exc: Why, in words. Both have the names that `multiprocessing.pool.MaybeEncodingError` gives them.
+    """
+
+    def __init__(self, message: str = "", *, value: str = "", exc: str = "") -> None:
+        super().__init__(message)
+        self.value = value or message
+        self.exc = exc or message
 
 
 class RemoteTraceback(Exception):

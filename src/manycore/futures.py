@@ -266,7 +266,7 @@ class ProcessPoolExecutor(TakesOptions, Executor):
                 raise ValueError("buffersize must be None or > 0")
         check(on_error)
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._engine.check_open()
+        self._engine.check_ready()
         lazy = buffersize is not None
         star = len(iterables) != 1
         items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]

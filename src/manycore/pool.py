@@ -457,7 +457,7 @@ class Pool(TakesOptions):
     def _run(
         self, func: Callable[..., Any], iterable: Iterable[Any], options: MapOptions, progress: Any = None
     ) -> MapRun:
-        self._engine.check_open()
+        self._engine.check_ready()
         run = MapRun(self._engine, func, iterable, options)
         run.keeper = self
         run.reporter = reporter_of(progress, run.total, self._engine)
@@ -492,7 +492,7 @@ class Pool(TakesOptions):
         progress: Any,
     ) -> MapResult[Any]:
         check(on_error)
-        self._engine.check_open()
+        self._engine.check_ready()
         future: MapResult[Any] = MapResult(self._engine)
         future._callback = None
         if callback is not None or error_callback is not None:

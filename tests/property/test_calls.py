@@ -30,6 +30,7 @@ from manycore._engine.task import TaskState
 from manycore._memory import codec
 from manycore._memory.segment import Segment
 from manycore._native.ring import ResultRing, TaskRing
+from manycore._native.step import Mutex
 from manycore.errors import PoolClosed
 
 SLOTS = 4
@@ -40,7 +41,7 @@ class Desk(Line):
 
     def __init__(self, *, compiled: bool) -> None:
         self.compiled = compiled
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._closed = self._unmanned = False
         self.segments = Segment.create(TaskRing.nbytes(SLOTS), "tasks"), Segment.create(8192 + 4096, "results")
         self.tasks = TaskRing(self.segments[0].buffer, SLOTS)
@@ -209,21 +210,21 @@ def test_the_lock_is_free_again_when_a_call_is_refused_under_it() -> None:
     desk = Desk(compiled=True)
 
     class Closing:
-        """Closes the line while the call waits for the lock."""
+        """Closes the line when a call has found it open, and before it has the lock."""
 
-        lock = threading.Lock()
-
-        def acquire(self) -> None:
-            self.lock.acquire()
+        def get(self, function: Any) -> Any:
             desk._closed = True
+            return functions.get(function)
 
-        def release(self) -> None:
-            self.lock.release()
-
-    desk._lock = Closing()  # type: ignore[assignment]
+    functions = desk.outbox.functions
+    desk.outbox.functions = Closing()  # type: ignore[assignment]
+    Closing.known = functions.known  # type: ignore[attr-defined]
+    Closing.last_by_value = None  # type: ignore[attr-defined]
+    desk._wire(desk.tasks, desk.dispatcher, desk.outbox)
     with pytest.raises(PoolClosed):
         desk.send(add, 1, None)
-    assert not Closing.lock.locked()
+    assert not desk._lock.locked()
+    desk.outbox.functions = functions
     assert desk.dispatcher.outstanding == 0
     desk.close()
 

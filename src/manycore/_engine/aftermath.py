@@ -21,11 +21,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore._native.ring import SHIELD
+from manycore._native.step import Mutex, wake_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Aftermath", "sleep_on"]
+__all__ = ["Aftermath", "condition_of", "lock_of", "sleep_on", "wake"]
 
 # How long the main thread waits for callbacks that it has left to the collector: mostly it is microseconds, and one
 # that takes longer is waited for once.
@@ -40,17 +41,33 @@ def sleep_on(condition: threading.Condition, ready: Callable[[], bool], deadline
     waiter = threading.Lock()
     waiter.acquire()
     waiters: Any = condition._waiters  # type: ignore[attr-defined]
-    with SHIELD, condition:
+    lock = lock_of(condition)
+    with SHIELD, lock:
         if ready():
             return True
         waiters.append(waiter)
     try:
         waiter.acquire(True, -1 if deadline is None else max(0.0, deadline - time.monotonic()))
     finally:
-        with SHIELD, condition:
+        with SHIELD, lock:
             if waiter in waiters:
                 waiters.remove(waiter)
     return ready()
+
+
+def condition_of(mutex: Any) -> threading.Condition:
+    """A condition whose lock is a `Mutex`."""
+    return threading.Condition(mutex)
+
+
+def lock_of(condition: threading.Condition) -> Any:
+    """The lock of a condition: taking it is a single step, as taking the condition is not."""
+    return condition._lock  # type: ignore[attr-defined]
+
+
+def wake(condition: threading.Condition) -> None:
+    """Wake all who wait for it, whoever interrupts. Its lock is held."""
+    wake_all(condition._waiters)  # type: ignore[attr-defined]
 
 
 class Aftermath:
@@ -65,7 +82,7 @@ class Aftermath:
         self._others: deque[Callable[[], object]] = deque()
         self.asked = self._answered = 0
         self._stuck_at = -1  # what had been answered when the main thread gave up waiting
-        self._changed = threading.Condition(threading.Lock())  # notified when others' calls are over
+        self._changed = condition_of(Mutex())  # notified when others' calls are over
 
     def then(self, call: Callable[[], object] | None) -> None:
         """Call it once the locks are released. Under the engine's lock."""
@@ -105,9 +122,9 @@ class Aftermath:
             try:
                 call()
             finally:
-                with SHIELD, self._changed:
+                with SHIELD, lock_of(self._changed):
                     self._answered += 1
-                    self._changed.notify_all()
+                    wake(self._changed)
         return called
 
     def catch_up(self, deadline: float | None) -> None:

@@ -7,6 +7,7 @@ from manycore._engine.outbox import Outbox
 from manycore._engine.policy import Policy
 from manycore._engine.task import Past, TaskState
 from manycore._native.ring import ResultRing, TaskRing
+from manycore._native.step import Mutex
 
 class Task:
     sink: Any
@@ -68,7 +69,7 @@ class Book:
     _backlog: Backlog
 
 class Line:
-    _lock: threading.Lock
+    _lock: Mutex
     _closed: bool
     _unmanned: bool
     plain_bytes: int

@@ -28,6 +28,8 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 cimport cython
 
+from manycore._native.step cimport Mutex, look_free
+
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 
 from manycore._engine.cargo import Manifest
@@ -233,7 +235,7 @@ cdef class Line:
     cdef Book _book
     cdef object _functions, _outbox
     cdef dict _known
-    cdef public object _lock
+    cdef public Mutex _lock
     cdef public bint _closed, _unmanned
     cdef readonly uint64_t plain_bytes
 
@@ -304,9 +306,11 @@ cdef class Line:
             TypeError: The function is not callable.
             TaskPicklingError: The function or an argument cannot be pickled.
             PoolClosed, PoolBroken: As `submit`.
+            RuntimeError: This thread is in the middle of a step.
         """
         cdef Task task
         cdef bint plain
+        look_free()
         if self._closed:
             self.check_open()
         entry = self._entry(function)
@@ -328,7 +332,7 @@ cdef class Line:
             future._arguments = arguments
         else:
             task.once = True
-        self._lock.acquire()
+        self._lock.take()
         try:
             if self._closed:
                 self.check_open()
@@ -343,7 +347,7 @@ cdef class Line:
                 elif self._post(task) < 0:
                     waiting.append(task)
         finally:
-            self._lock.release()
+            self._lock.give()
         if not plain:
             self.submit(task)
         elif self._unmanned:

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Final
 
 from manycore import errors
 from manycore._engine import log_sink
-from manycore._engine.aftermath import sleep_on
+from manycore._engine.aftermath import condition_of, lock_of, sleep_on, wake
 from manycore._engine.calls import Line
 from manycore._launch.flag import Flag
 from manycore._native.ring import SHIELD, TaskRing, Turn, now_ns
+from manycore._native.step import NESTED, Mutex, inside
 from manycore.errors import PoolClosed
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Collecting(Line):
     _settlement: Settlement
     _dispatcher: Dispatcher
     _after: Aftermath
-    _lock: threading.Lock
+    _lock: Mutex
     outbox: Outbox
     _abandoned: bool
     _unattended: bool
@@ -80,8 +81,9 @@ class Collecting(Line):
         self._runs: dict[int, weakref.ref[MapRun]] = {}  # by id: maps that will send more
         self._draining = False  # left standing by a drain that was interrupted
         self._torn = False  # and the result that it had in its hands is still to be looked for
-        self._idle = threading.Condition(threading.Lock())  # notified when nothing is outstanding, and at the end
+        self._idle = condition_of(Mutex())  # notified when nothing is outstanding, and at the end
         self._over = Flag()  # set once everything has been given back
+        self._ender = 0  # the thread that ends the engine, or has ended it
 
     def wait(
         self, ready: Callable[[], bool], condition: Callable[[], threading.Condition], deadline: float | None
@@ -92,7 +94,12 @@ class Collecting(Line):
             ready: Becomes true by what is collected.
             condition: Notified when `ready` may have become true; for the time that another thread collects.
             deadline: On `time.monotonic`; None = never.
+
+        Raises:
+            RuntimeError: This thread is in the middle of a step, which nobody else could end.
         """
+        if inside() and not ready():
+            raise RuntimeError(NESTED)
         deadline_ns = None if deadline is None else int(deadline * 1e9)
         while not ready():
             if self._parted:  # at the interpreter's end its other threads wait on, and say nothing
@@ -100,6 +107,8 @@ class Collecting(Line):
                 raise PoolClosed(self._parted)
             if self._ended:  # what was submitted in the last moment fails before it is over
                 self.call_after()
+                if self._ender == threading.get_ident():  # in the middle of that, or after it
+                    return ready()
                 self._over.wait(LAST_SECONDS if deadline is None else min(LAST_SECONDS, deadline - time.monotonic()))
                 return ready()
             with self._turn as mine:
@@ -115,21 +124,29 @@ class Collecting(Line):
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
+            if mine:
+                continue
             if self._turn.foreground:
                 sleep_on(condition(), ready, deadline)
-            elif not mine:
+            else:
                 time.sleep(DRAIN_SECONDS)  # the collector is at it
         return True
+
+    def step_aside(self) -> None:
+        """If this thread has the turn, as in a handler that came while it collected, give it up: it waits otherwise."""
+        self._turn.abandon()
 
     def _collect_until(self, ready: Callable[[], bool], deadline_ns: int | None) -> None:
         """As the foreground: drain until `ready()`, until there is something to call, or until the deadline."""
         tasks, workforce = self._tasks, self._workforce
         while not self._ended:
             alarms = self._turn.alarms()
+            if alarms is None:
+                return
             self._drain()
             if self._after.due or ready():
                 return
-            if not tasks.wait(workforce.rings, alarms, deadline_ns):
+            if not tasks.wait(workforce.rings, alarms, deadline_ns, self._turn):
                 self._drain()
                 return
 
@@ -193,8 +210,8 @@ class Collecting(Line):
             self._tasks.alarm()  # the collector calls that
         if self._unattended and self._nothing_left():
             self._tasks.alarm()  # the collector ends what nobody attends to
-            with self._idle:
-                self._idle.notify_all()
+            with lock_of(self._idle):
+                wake(self._idle)
         self._draining = False
 
     def _bury_and_mend(self, interrupted: bool) -> None:

@@ -9,11 +9,11 @@ have loaded.
 from __future__ import annotations
 
 import functools
-import threading
 from types import BuiltinFunctionType, FunctionType
 
 from manycore._engine import frames
 from manycore._memory import codec
+from manycore._native.step import Mutex
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class FunctionTable:
         self._spool = spool
         self._main_is_there = main_is_there
         self.sent_bytes = 0
-        self._lock = threading.Lock()  # guards the tables; nothing is acquired under it
+        self._lock = Mutex()  # guards the tables; nothing is acquired under it
         self._by_name: dict[tuple[Any, int], Function] = {}  # importable functions, which never change
         self.known: dict[Any, Function] = {}  # those of them that are called, for who looks here first
         self._by_bytes: dict[bytes, Range] = {}  # in order of use

@@ -24,13 +24,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from manycore._engine import frames
-from manycore._engine.aftermath import sleep_on
+from manycore._engine.aftermath import condition_of, lock_of, sleep_on, wake
 from manycore._engine.calls import Call
 from manycore._engine.cargo import Parcel
 from manycore._engine.death import describe_call
 from manycore._engine.failure import load_failure
 from manycore._memory import codec
 from manycore._native.ring import SHIELD
+from manycore._native.step import NESTED, Mutex, inside
 from manycore.errors import RemoteTraceback, ResultLost, ResultPicklingError, TaskPicklingError
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Owner(Protocol):
     ) -> bool:
         """Collect results until `ready()`; False at the deadline (`time.monotonic`)."""
 
+    def step_aside(self) -> None:
+        """This thread is about to wait in a way that the engine does not know."""
+
     def call_after(self) -> None:
         """Call what results and deaths asked for; without locks."""
 
@@ -69,7 +73,10 @@ def outcome_of(status: int, data: Any, place: Callable[[], str]) -> tuple[Any, B
         try:
             return (data.open() if type(data) is Parcel else codec.loads(data)), None
         except BaseException as broken:
-            error: BaseException = ResultPicklingError(f"the result of {place()} could not be rebuilt here: {broken!r}")
+            value, exc = f"the result of {place()}", repr(broken)
+            error: BaseException = ResultPicklingError(
+                f"{value} could not be rebuilt here: {exc}", value=value, exc=exc
+            )
             error.__cause__ = broken
             return None, error
     where = place()
@@ -82,9 +89,11 @@ def outcome_of(status: int, data: Any, place: Callable[[], str]) -> tuple[Any, B
         error = TaskPicklingError(f"the arguments of {where} could not be rebuilt in the worker: {why}")
     elif status == frames.UNPICKLABLE:
         why = _last_line(text) if name == "manycore.errors.ResultPicklingError" else f"{name}: {_last_line(text)}"
-        error = ResultPicklingError(f"the result of {where} could not be pickled: {why}")
+        value = f"the result of {where}"
+        error = ResultPicklingError(f"{value} could not be pickled: {why}", value=value, exc=why)
     else:
-        error = ResultPicklingError(f"{where} raised {name}, which could not be brought here")
+        value = f"{name}, raised by {where}"
+        error = ResultPicklingError(f"{where} raised {name}, which could not be brought here", value=value, exc=name)
     error.__cause__ = RemoteTraceback(text)
     return None, error
 
@@ -109,10 +118,15 @@ class Future(Call, concurrent.futures.Future[T]):
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         condition = self._cond
-        return self._share(threading.Condition()) if condition is None else condition
+        return self._share(condition_of(Mutex(True))) if condition is None else condition
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]
+        if not Call.done(self):  # who asks is about to wait
+            if inside(lent=False):
+                raise RuntimeError(NESTED)
+            if self._owner is not None:
+                self._owner.step_aside()
         if self._waiting is None:
             self._waiting = []
         return self._waiting
@@ -162,17 +176,19 @@ class Future(Call, concurrent.futures.Future[T]):
         if self._settle(state, result, exception, raw, False) is not None:
             return []
         condition = self._condition
-        with SHIELD, condition:
+        with SHIELD, lock_of(condition):
             if not self._settle(state, result, exception, raw, True):
                 return []
-            for waiter in self._waiting or ():
-                if state == CANCELLED_AND_NOTIFIED:
-                    waiter.add_cancelled(self)
-                elif exception is not None or (raw is not None and raw[0] != frames.OK):
-                    waiter.add_exception(self)
-                else:
-                    waiter.add_result(self)
-            condition.notify_all()
+            try:
+                for waiter in self._waiting or ():
+                    if state == CANCELLED_AND_NOTIFIED:
+                        waiter.add_cancelled(self)
+                    elif exception is not None or (raw is not None and raw[0] != frames.OK):
+                        waiter.add_exception(self)
+                    else:
+                        waiter.add_result(self)
+            finally:
+                wake(condition)
             callbacks, self._callbacks = self._callbacks, None
         return callbacks or []
 
@@ -200,9 +216,11 @@ class Future(Call, concurrent.futures.Future[T]):
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call `fn(self)` when the call is over; at once when it is. In whichever thread collects the result."""
-        with SHIELD, self._condition:
+        with SHIELD, lock_of(self._condition):
             if self._state not in _OVER:
                 self._done_callbacks.append(fn)
+                if self._owner is not None:
+                    self._owner.step_aside()
                 return
         self._call(fn)
 

@@ -26,10 +26,12 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import _launch, errors
 from manycore._engine import log_sink, parting
+from manycore._engine.aftermath import lock_of, wake
 from manycore._engine.collecting import Collecting
 from manycore._engine.dispatch import Dispatcher
 from manycore._engine.outbox import Outbox
@@ -39,6 +41,7 @@ from manycore._engine.task import TaskState
 from manycore._engine.workforce import Workforce
 from manycore._memory.segment import Segment
 from manycore._native.ring import SHIELD, WORKERS_MAX, TaskRing, Turn, now_ns
+from manycore._native.step import Mutex, check_free, inside, postpone
 from manycore.errors import PoolClosed
 
 if TYPE_CHECKING:
@@ -77,7 +80,7 @@ class Engine(Collecting):
         super().__init__()
         self.settings = settings
         self.name = settings.name or f"pool-{next(_names)}"
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         limit_ns = settings.initializer_ns if settings.initializer is not None else 0
         notice_ns = LONG_START_NS if settings.initializer is not None and not limit_ns else 0
         self._dispatcher = Dispatcher(settings.workers, limit_ns=limit_ns, notice_ns=notice_ns)
@@ -117,6 +120,11 @@ class Engine(Collecting):
 
     # Tasks in
 
+    def check_ready(self) -> None:
+        """Raise unless this thread can hand in tasks now."""
+        check_free()
+        self.check_open()
+
     def check_open(self) -> None:
         """Raise unless new tasks are taken."""
         if self._broken is not None:
@@ -142,7 +150,7 @@ class Engine(Collecting):
         Raises:
             TaskPicklingError: An exception class of `retry_on` cannot be pickled.
         """
-        self.check_open()
+        self.check_ready()
         if policy.soft_ns and self.settings.start_method == "zygote":
             _launch.preload("manycore._standard_errors")  # what each worker would import at its first such task
         return self.outbox.bind(policy)
@@ -224,7 +232,12 @@ class Engine(Collecting):
     # Asking and cancelling
 
     def cancel(self, future: Future[Any], *, running: bool = False) -> bool:
-        """Take back a future's task if no worker has begun it; if one has and `running`, kill that worker."""
+        """Take back a future's task if no worker has begun it; if one has and `running`, kill that worker.
+
+        In the middle of a step of this thread's, that is noted for its end.
+        """
+        if postpone(partial(future.cancel, running=running)):
+            return False
         with SHIELD, self._lock:
             task: Task | None = future._task
             if task is None or self._parted:
@@ -252,6 +265,7 @@ class Engine(Collecting):
         """Have so many workers from now on; those that are too many finish what they have begun."""
         if not 1 <= workers <= WORKERS_MAX:
             raise ValueError(f"a pool has 1 to {WORKERS_MAX} workers, not {workers}")
+        check_free()
         with SHIELD, self._lock:
             self.check_open()
             self._workforce.size = workers
@@ -268,6 +282,8 @@ class Engine(Collecting):
 
     def cancel_all(self) -> None:
         """Cancel every call that no worker has begun. Maps go on: their consumers wait for them."""
+        if postpone(self.cancel_all):
+            return
         with self._lock:
             sinks = [task.sink for task in self._dispatcher.tasks() if not task.chunk]
         for future in sinks:
@@ -275,9 +291,8 @@ class Engine(Collecting):
 
     def running(self, future: Future[Any]) -> bool:
         """Whether a worker has the future's task."""
-        with self._lock:
-            task: Task | None = future._task
-            return task is not None and any(sight.task == task.id for sight in self._workforce.sights())
+        task: Task | None = future._task
+        return task is not None and any(sight.task == task.id for sight in self._workforce.sights())
 
     def load(self) -> tuple[int, int]:
         """(workers, those that run something now)."""
@@ -285,6 +300,8 @@ class Engine(Collecting):
 
     def stats(self) -> Stats:
         """A snapshot, for people and for programs that watch."""
+        if inside():  # as it is then
+            return self._settlement.stats(self.plain_bytes)
         with self._lock:
             return self._settlement.stats(self.plain_bytes)
 
@@ -337,35 +354,50 @@ class Engine(Collecting):
         Args:
             read_all: Lazy maps read what is left of their inputs now; else they end with what they have read.
         """
-        if self._parted:
+        if self._parted or postpone(partial(self.join, read_all=read_all)):
             return
-        for reference in tuple(self._runs.values()):
-            run = reference()
-            if run is not None and run.lazy:
+        runs = [run for reference in tuple(self._runs.values()) if (run := reference()) is not None]
+        if any(run.postpone(partial(self.join, read_all=read_all)) for run in runs):
+            return
+        for run in runs:
+            if run.lazy:
                 if read_all:
                     run.read_all()
                 else:
                     run.end_input(PoolClosed(f"pool {self.name!r} was shut down before this map had read its input"))
+            else:
+                run.advance()  # its thread may have been about to
         if self._collector is not None:
             self.wait(self._nothing_left, lambda: self._idle, None)
         self._end(kill=False)
 
     def terminate(self, error: BaseException | None = None, signum: int | None = None) -> None:
         """Kill the workers (those that get `signum`: after STOP_GRACE), fail what is outstanding, free everything."""
-        if not self._parted:
+        if self._parted:
+            return
+        if postpone(partial(self.terminate, error, signum)):
+            self._closed = True
+        else:
             self._end(kill=True, error=error, signum=signum)
 
     def _end(self, *, kill: bool, error: BaseException | None = None, signum: int | None = None) -> None:
-        """Stop the workers and give everything back, once; another call waits for the first."""
+        """Stop the workers and give everything back, once; another call waits for the first.
+
+        One that comes in the middle of the first, from the handler of a signal, sees to it that the workers end.
+        """
         with SHIELD, self._lock:
             first, self._ended, self._closed = not self._ended, True, True  # from here on no worker is started
+            if first:
+                self._ender = threading.get_ident()
             if kill:
                 self._runs.clear()
                 self._fail_all(error)
                 self._workforce.kill(signum)
             children = [worker.child for worker in self._workforce.workers.values()]
         if not first:
-            if threading.current_thread() is not self._collector:  # which the first call waits for
+            if self._ender == threading.get_ident() and not self._over.is_set():
+                self._workforce.await_end(children)
+            elif threading.current_thread() is not self._collector:  # which the first call waits for
                 self._over.wait(CALLBACK_GRACE if kill else None)
             return
         try:
@@ -386,8 +418,8 @@ class Engine(Collecting):
                 self._fail_all(error)
                 self._segment.close()
                 self.outbox.close()
-            with SHIELD, self._idle:
-                self._idle.notify_all()
+            with SHIELD, lock_of(self._idle):
+                wake(self._idle)
             self._after.call(everything=True)
             self._over.set()
         log_sink.catch_up(log_sink.END_SECONDS)
@@ -397,11 +429,13 @@ class Engine(Collecting):
         self._parted = f"pool {self.name!r} belongs to this process's parent: a forked child makes its own"
         self._closed = self._ended = True
         self.outbox.disown()
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._over.set()
 
     def leave(self) -> None:
         """At the interpreter's end, which kills the workers: none is started any more, and no end is waited for."""
+        if postpone(self.leave):
+            return
         with SHIELD, self._lock:
             self._parted = self._parted or f"pool {self.name!r} ended with the interpreter"
             self._closed = self._ended = True

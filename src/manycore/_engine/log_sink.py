@@ -24,7 +24,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from manycore._engine.aftermath import sleep_on
+from manycore._engine.aftermath import condition_of, sleep_on
+from manycore._native.step import Mutex
 
 if TYPE_CHECKING:
     from manycore._native.ring import TaskRing
@@ -40,7 +41,7 @@ END_SECONDS: Final = 1.0
 class _Sink:
     def __init__(self) -> None:
         self._queue: deque[tuple[TaskRing | None, int, bytes]] = deque()
-        self._changed = threading.Condition(threading.Lock())  # guards the counts; the queue needs no lock
+        self._changed = condition_of(Mutex())  # guards the counts; the queue needs no lock
         self._posted = self._handled = 0
         self._stuck_at: dict[float, int] = {}  # by a wait's bound: what had been handled when somebody gave up
         self._thread: threading.Thread | None = None

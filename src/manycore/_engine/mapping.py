@@ -30,16 +30,21 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Sized
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from manycore import errors
 from manycore._engine import frames
+from manycore._engine.aftermath import condition_of, wake
+from manycore._engine.amidst import Amidst
 from manycore._engine.constants import Repeated, repeated_places
 from manycore._engine.death import shorten
 from manycore._engine.functions import name_of
 from manycore._engine.future import outcome_of
 from manycore._engine.outcomes import FAILED, Block, Outcome
+from manycore._engine.settings import MapOptions
 from manycore._native.ring import SHIELD
+from manycore._native.step import NESTED, Mutex, check_free, postpone
 from manycore.errors import PoolClosed, ResultLost
 
 if TYPE_CHECKING:
@@ -47,7 +52,6 @@ if TYPE_CHECKING:
 
     from manycore._engine.calls import Task
     from manycore._engine.local import Engine
-    from manycore._engine.policy import Policy
 
 __all__ = ["MapOptions", "MapRun"]
 
@@ -62,33 +66,11 @@ WINDOW_CHUNKS: Final = 4  # a lazy run's chunks, for each worker, that are read 
 WINDOW_ITEMS: Final = 16  # and its items, for each worker, when chunks are short: one slow item must not stop the rest
 
 
-class MapOptions(NamedTuple):
-    """How a map runs.
-
-    Attributes:
-        star: Each item is the tuple of the function's arguments.
-        ordered: Outcomes come in the input's order; else as they are done.
-        lazy: Read the input only as results are consumed.
-        chunksize: Items in a task; 0 = measured.
-        window: Items read ahead of the consumer; 0 = as many as keep the workers busy.
-        whole: It ends with all results or with the first failure: after that, the others' results are dropped.
-        policy: What each item is promised; None for those without options.
-    """
-
-    star: bool = False
-    ordered: bool = True
-    lazy: bool = False
-    chunksize: int = 0
-    window: int = 0
-    whole: bool = False
-    policy: Policy | None = None
-
-
 # An input gives this in place of an item when it has none at the moment: results do not wait for its next one.
 NOTHING_YET: Final = object()
 
 
-class MapRun:
+class MapRun(Amidst):
     """One map call.
 
     Args:
@@ -105,6 +87,7 @@ class MapRun:
             raise ValueError(f"chunksize must be at least 1, not {options.chunksize}")
         if options.window < 0:
             raise ValueError(f"buffersize must be at least 1, or 0 for what is useful, not {options.window}")
+        super().__init__()
         self._engine = engine
         self._options = options
         self._lazy = options.lazy
@@ -131,8 +114,8 @@ class MapRun:
         self._in_flight: dict[Task, tuple[int, Sequence[Any]]] = {}  # -> index of its first item, its items
         self._blocks: dict[int, Block] = {}  # by index; ordered runs
         self._arrived: deque[Block] = deque()  # unordered runs
-        self._mutex = threading.Lock()  # a plain one: no interrupt comes between its being taken and its `with`
-        self._condition = threading.Condition(self._mutex)  # notified when a block came
+        self._mutex = Mutex()
+        self._condition = condition_of(self._mutex)  # notified when a block came
         self._item_ns = 0.0  # a moving mean of an item's time
         self._item_bytes = 0.0  # and of its pickled size
         self._reading_error: BaseException | None = None  # of the input: raised after what it gave before
@@ -141,7 +124,6 @@ class MapRun:
         self._stepping = False
         self._step_again = False
         self._abandoned = False
-        self._reading = threading.Lock()  # held while the input is read; nobody waits for it
         self._unbounded = False  # the pool is being joined: nothing is gained by reading late
         self.reporter: Any = None  # counts what has come; see _observe/progress.py
         self.keeper: object = None  # the pool, which must not end before this run does
@@ -218,7 +200,7 @@ class MapRun:
                 reporter.count(len(block.items), block.status not in (None, frames.OK))
             if task is not None and task.received == task.count:
                 del self._in_flight[task]
-            self._condition.notify_all()
+            wake(self._condition)
         if self._listener is not None:
             return self._tell
         return None if self._all_sent() else self.advance
@@ -351,15 +333,20 @@ class MapRun:
                 if self._stepping:
                     self._step_again = True
                     return
+                self._stepper = threading.get_ident()
                 self._stepping = mine = True
             self._advance()
         except BaseException:  # an interrupt: items that it had in hand are not sent
             with SHIELD:
                 if mine:
+                    self._stepper = 0
                     self._stepping = False
                     self._give_up(ResultLost("this map was interrupted while it sent its items"))
                     self._engine.discharge(self)
             raise
+        finally:
+            if mine:
+                self._leave()
 
     def _advance(self) -> None:
         while True:
@@ -371,10 +358,11 @@ class MapRun:
                 self._engine.discharge(self)
                 if not self._in_flight:  # who waits for more may not know yet that the input has ended
                     with self._mutex:
-                        self._condition.notify_all()
+                        wake(self._condition)
                     self._engine.alarm()
             with self._mutex:
                 if not self._step_again:
+                    self._stepper = 0
                     self._stepping = False
                     return
                 self._step_again = False
@@ -389,19 +377,19 @@ class MapRun:
                 self._error = error
             self._abandoned = True
             self._supply.clear()
-            self._condition.notify_all()
+            wake(self._condition)
         self._tell_listener()
 
     # Consuming
 
     def _read(self) -> None:
         """Read the input as far as the window reaches. In the consumer's thread, or in one that joins the pool."""
-        if self._source is None or not self._lazy or not self._reading.acquire(blocking=False):
+        if self._source is None or not self._lazy or not self._begin_reading():
             return
         try:
             self._read_on()
         finally:
-            self._reading.release()
+            self._end_reading()
 
     def _read_on(self) -> None:
         window = self._options.window or self._engine.size * max(WINDOW_ITEMS, WINDOW_CHUNKS * self._chunk)
@@ -488,6 +476,9 @@ class MapRun:
             PoolClosed, PoolBroken: The pool ended before the run did.
             Exception: What the input's own iterator raised, after the outcomes of what it gave before.
         """
+        check_free()
+        if self.busy():
+            raise RuntimeError(NESTED)
         self._read()
         if not self._all_sent():
             self.advance()
@@ -577,6 +568,8 @@ class MapRun:
 
     def abandon(self, *, running: bool = False) -> None:
         """Read and send nothing more; take back what no worker has begun, and with `running` end what one has."""
+        if postpone(partial(self.abandon, running=running)):
+            return
         self._end_report()
         self.forget()
         for task in self._engine.drop(list(self._in_flight), running=running):

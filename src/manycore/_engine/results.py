@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from manycore import errors
 from manycore._engine.future import Future
 from manycore._engine.outcomes import Failure, Outcome
+from manycore._launch.flag import Flag
+from manycore._native.step import NESTED, inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,6 +85,8 @@ class AsyncResult(Future[T]):
         if self.done():
             if self._owner is not None:  # a callback may wait for a result whose own is this thread's next to call
                 self._owner.call_after()
+                if not self._callback.wait(0):
+                    self._owner.step_aside()
             self._callback.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def get(self, timeout: float | None = None) -> T:
@@ -253,8 +257,7 @@ class Callbacks:
         self.callback = callback
         self.error_callback = error_callback
         self._caller = 0
-        self._called = threading.Lock()  # held until they have returned
-        self._called.acquire()
+        self._called = Flag()  # set when they have returned
 
     def __call__(self, future: Future[Any]) -> None:
         self._caller = threading.get_ident()
@@ -268,16 +271,15 @@ class Callbacks:
             elif self.error_callback is not None:
                 self.error_callback(error)
         finally:
-            self._called.release()
+            self._called.set()
 
     def wait(self, timeout: float | None) -> bool:
         """Whether they have returned, within `timeout` seconds. For them, who may ask too, it is as if they had."""
-        if self._caller == threading.get_ident():
+        if self._called.is_set() or self._caller == threading.get_ident():
             return True
-        if not self._called.acquire(timeout=-1 if timeout is None else timeout):
-            return False
-        self._called.release()
-        return True
+        if timeout != 0 and inside():
+            raise RuntimeError(NESTED)
+        return self._called.wait(timeout)
 
 
 def outcomes(run: MapRun) -> Iterator[Outcome]:

@@ -1,4 +1,4 @@
-"""What an engine is made with, what it tells of itself, and what it tells results to."""
+"""What an engine and a map are made with, what an engine tells of itself, and what it tells results to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from manycore._engine.calls import Task
+    from manycore._engine.policy import Policy
 
-__all__ = ["INSTEAD", "START_METHODS", "Settings", "Sink", "Stats", "nanoseconds", "start_method_of"]
+__all__ = ["INSTEAD", "START_METHODS", "MapOptions", "Settings", "Sink", "Stats", "nanoseconds", "start_method_of"]
 
 START_METHODS: Final = ("zygote", "fork", "spawn", "forkserver")
 
@@ -96,6 +97,28 @@ class Settings(NamedTuple):
     def keeps_main(self) -> bool:
         """Whether workers have a `__main__` of their own: the parent's, forked or imported anew."""
         return self.start_method != "zygote"
+
+
+class MapOptions(NamedTuple):
+    """How a map runs.
+
+    Attributes:
+        star: Each item is the tuple of the function's arguments.
+        ordered: Outcomes come in the input's order; else as they are done.
+        lazy: Read the input only as results are consumed.
+        chunksize: Items in a task; 0 = measured.
+        window: Items read ahead of the consumer; 0 = as many as keep the workers busy.
+        whole: It ends with all results or with the first failure: after that, the others' results are dropped.
+        policy: What each item is promised; None for those without options.
+    """
+
+    star: bool = False
+    ordered: bool = True
+    lazy: bool = False
+    chunksize: int = 0
+    window: int = 0
+    whole: bool = False
+    policy: Policy | None = None
 
 
 class Stats(NamedTuple):

@@ -15,10 +15,11 @@ If a process dies:
 from __future__ import annotations
 
 import os
-import threading
+from importlib import import_module
 
 from manycore._memory.segment import create_memfd
 from manycore._native.mapping import punch
+from manycore._native.step import Mutex
 
 __all__ = ["Range", "Spool", "read_exactly"]
 
@@ -81,24 +82,27 @@ class Spool:
     def __init__(self) -> None:
         self.fd = self.reader = create_memfd("manycore-spool")
         self.reader = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        self._lock = threading.Lock()  # guards _end; nothing is acquired under it
+        self._lock = Mutex()  # guards _end, and the descriptor while it is written to; nothing is acquired under it
         self._end = 0
 
     def put(self, data: bytes | memoryview) -> Range:
         """Append.
 
         Raises:
+            PoolClosed: It is closed.
             OSError: Memory is short; nothing was kept.
         """
         view = memoryview(data).cast("B")
         step = _PAGE_BYTES if len(view) >= _PAGE_BYTES else 8  # a long range has pages of its own, to give back
         with self._lock:
+            if self.fd < 0:
+                raise import_module("manycore.errors").PoolClosed("this pool has ended: it takes no new tasks")
             start = -(-self._end // step) * step
             self._end = -(-(start + len(view)) // step) * step
-        place = Range(self, start, len(view))
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self.fd, view[done:], start + done)
+            place = Range(self, start, len(view))
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self.fd, view[done:], start + done)
         return place
 
     def disown(self) -> None:
@@ -110,7 +114,8 @@ class Spool:
 
     def close(self) -> None:
         """Close the descriptors; workers that have their own go on reading."""
-        fd, self.fd = self.fd, -1
+        with self._lock:
+            fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
             if self.reader != fd:

@@ -277,7 +277,7 @@ class Workforce:
 
     def sights(self) -> list[Sight]:
         """What all pages show."""
-        return [self.sight(worker) for worker in self.workers.values()]
+        return [self.sight(worker) for worker in tuple(self.workers.values())]
 
     def busy(self) -> int:
         """How many run something now."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from manycore._launch.parent import Launcher
 from manycore._memory.modules import loaded
 from manycore._native.process import End
+from manycore._native.step import Mutex
 
 if TYPE_CHECKING:
     from manycore._launch.child import Child
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Launcher", "before_end", "current", "ensure_started", "launch", "preload", "shutdown"]
 
 _current: Launcher | None = None
-_current_lock = threading.Lock()
+_current_lock = Mutex()
 
 
 def current() -> Launcher:
@@ -59,7 +60,7 @@ def _forget() -> None:
     """In a fork of this process: nothing of the launcher is ours; only its descriptors must not stay open here."""
     global _current, _current_lock
     launcher, _current = _current, None
-    _current_lock = threading.Lock()
+    _current_lock = Mutex()
     if launcher is None:
         return
     launcher.close()

@@ -27,6 +27,7 @@ from manycore._launch import wire
 from manycore._memory import keeper
 from manycore._native import process as _native
 from manycore._native.process import arm
+from manycore._native.step import Mutex
 
 __all__ = ["Tie"]
 
@@ -34,7 +35,7 @@ _LINGER_S = 0.3  # as for the zygote's children
 
 _read = _write = -1
 _hooked = False
-_lock = threading.Lock()
+_lock = Mutex()
 
 
 class Tie:
@@ -91,4 +92,4 @@ def _forget() -> None:
     if _write >= 0:
         os.close(_write)
     _read = _write = -1
-    _lock = threading.Lock()
+    _lock = Mutex()

@@ -51,6 +51,7 @@ from manycore._launch.handle import (
 )
 from manycore._memory import keeper
 from manycore._memory.modules import loaded
+from manycore._native.step import Mutex
 
 __all__ = ["Launcher"]
 
@@ -76,7 +77,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self.owner_pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._zygote: Zygote | None = None
         self._children: dict[int, Child] = {}
         self._by_pidfd: dict[int, Child] = {}

@@ -19,6 +19,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from manycore._native.step import Mutex
+
 __all__ = ["Watcher", "shared"]
 
 
@@ -30,7 +32,7 @@ class Watcher:
     """
 
     def __init__(self, name: str) -> None:
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._callbacks: dict[int, Callable[[], object]] = {}
         self._times: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
@@ -115,7 +117,7 @@ class Watcher:
 
 
 _shared: Watcher | None = None
-_shared_lock = threading.Lock()
+_shared_lock = Mutex()
 _hooked = False
 
 
@@ -135,4 +137,4 @@ def _forget() -> None:
     """In a fork: the thread is not there."""
     global _shared, _shared_lock
     _shared = None
-    _shared_lock = threading.Lock()
+    _shared_lock = Mutex()

@@ -178,6 +178,8 @@ cdef inline int64_t deadline_of(object deadline_ns) except? -1:
     return MC_NEVER if deadline_ns is None else <int64_t>deadline_ns
 
 
+cdef class Turn
+
 include "task_ring.pxi"
 
 
@@ -194,7 +196,8 @@ cdef class Turn:
     """Whose turn it is to read the result rings: one thread's at a time.
 
     `with turn as mine:` makes the thread the foreground, if nobody else has the turn; `take` and `give` are for the
-    collector thread. Entering and leaving are single steps that a signal cannot come between.
+    collector thread. Entering and leaving are single steps that a signal cannot come between. A thread that has it gets
+    it again, in the handler of a signal that came while it waits.
 
     Args:
         tasks: Whose bell hears of it.
@@ -207,6 +210,8 @@ cdef class Turn:
     cdef TaskRing tasks
     cdef public list rings
     cdef object holder
+    cdef object collector  # the collector thread, while it has the turn
+    cdef Py_ssize_t nested
     cdef uint64_t seen
 
     def __cinit__(self, TaskRing tasks):
@@ -216,14 +221,23 @@ cdef class Turn:
 
     def __enter__(self):
         if self.holder is not None:
-            return False
+            if not self.is_mine():
+                return False
+            self.nested += 1
+            return True
         self.holder = get_ident()
         self.seen = MC_LOAD(self.tasks.tasks.alarms)
         MC_STORE(self.tasks.tasks.fg, 1)
         return True
 
     def __exit__(self, kind, error, traceback):
-        if self.holder is None or self.holder is COLLECTOR or self.holder != get_ident():
+        if not self.is_mine():
+            return
+        if self.nested:
+            self.nested -= 1
+            mc_alarm(self.tasks.tasks)  # what the thread waits for beneath may have been settled here
+            return
+        if self.holder is COLLECTOR:
             return
         self.holder = None
         MC_STORE(self.tasks.tasks.fg, 0)
@@ -233,7 +247,12 @@ cdef class Turn:
             mc_ring_word(&self.tasks.tasks.bg, 1, 0)
 
     def alarms(self):
-        """As `TaskRing.alarms`, for who has the turn: leaving tells the collector of any that came after this."""
+        """As `TaskRing.alarms`, for who has the turn: leaving tells the collector of any that came after this.
+
+        None when this thread has lost it.
+        """
+        if not self.is_mine():
+            return None
         self.seen = MC_LOAD(self.tasks.tasks.alarms)
         return self.seen
 
@@ -242,11 +261,24 @@ cdef class Turn:
         if self.holder is not None:
             return False
         self.holder = COLLECTOR
+        self.collector = get_ident()
         return True
 
     def give(self):
         """As the collector thread: its turn is over."""
-        self.holder = None
+        if self.is_mine():
+            self.holder = None
+
+    cdef bint is_mine(self) except -1:
+        return self.holder is not None and (self.collector if self.holder is COLLECTOR else self.holder) == get_ident()
+
+    def abandon(self):
+        """If this thread has the turn, give it up at once: it is about to do something else, who knows how long."""
+        if self.is_mine():
+            self.holder = None
+            self.nested = 0
+            MC_STORE(self.tasks.tasks.fg, 0)
+            mc_alarm(self.tasks.tasks)
 
     @property
     def foreground(self):

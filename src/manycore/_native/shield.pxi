@@ -2,6 +2,8 @@
 
 import os
 
+from manycore._native.step cimport enter_step, leave_step
+
 cdef extern from "shield.h" nogil:
     bint mc_shield_raise()
     bint mc_shield_lower()
@@ -21,14 +23,21 @@ cdef class Shield:
     cdef object held  # what a signal that had come before brought, to be raised at the end
 
     def __enter__(self):
-        if get_ident() == MAIN and mc_shield_raise():
+        if get_ident() != MAIN:
+            return
+        enter_step()
+        if mc_shield_raise():
             try:
                 PyErr_CheckSignals()
             except BaseException as error:
                 self.held = error
 
     def __exit__(self, kind, error, traceback):
-        if get_ident() == MAIN and mc_shield_lower() and self.held is not None:
+        if get_ident() != MAIN:
+            return
+        outermost = mc_shield_lower()
+        leave_step()
+        if outermost and self.held is not None:
             held, self.held = self.held, None
             raise held
 

@@ -173,11 +173,14 @@ cdef class TaskRing:
         """How many alarms there were; ask before looking for what they tell of, and hand it to the wait after."""
         return MC_LOAD(self.tasks.alarms)
 
-    def wait(self, list rings, uint64_t alarms, object deadline_ns=None):
+    def wait(self, list rings, uint64_t alarms, object deadline_ns=None, Turn turn=None):
         """As the thread that entered: wait for a result in `rings`, an alarm after `alarms`, or the deadline (False).
 
-        It spins before it sleeps, unless the workers that are awake need all cores.
+        It spins before it sleeps, unless the workers that are awake need all cores. The turn is given up before a
+        signal's handler is called, which may take long, or wait for others.
         """
+        if turn is not None and not turn.is_mine():
+            return True
         cdef int64_t deadline = deadline_of(deadline_ns)
         cdef Rings waiting = Rings(rings)
         cdef int e = 0
@@ -195,6 +198,8 @@ cdef class TaskRing:
                     mc_slept(&self.fg_spinner, since_ns)
                 MC_STORE(tasks.fg, 1)
         if e == EINTR:
+            if turn is not None:
+                turn.abandon()
             PyErr_CheckSignals()
         return e != ETIMEDOUT
 

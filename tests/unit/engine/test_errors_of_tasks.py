@@ -6,6 +6,7 @@ import asyncio
 import linecache
 import multiprocessing.pool
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +82,11 @@ def test_what_cannot_be_pickled_is_named(face: Any, run: Run) -> None:
         with pytest.raises(manycore.ResultPicklingError, match=r"give_back_a_lock.*\['kept'\]\[0\].*lock") as caught:
             run(pool, give_back_a_lock, 1)
         assert caught.value.__cause__ is not None
+        copy = pickle.loads(pickle.dumps(caught.value))
+        for error in (caught.value, copy):  # with the names of `multiprocessing.pool.MaybeEncodingError`
+            assert "give_back_a_lock" in error.value
+            assert "lock" in error.exc
+            assert str(error) == str(caught.value)
 
 
 class NotAgain:

@@ -6,6 +6,7 @@ import mmap
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -216,7 +217,7 @@ def test_a_sleeping_worker_is_woken_by_a_task_and_by_a_stop() -> None:
             assert mine
             records: list[Any] = []
             while not records:
-                alarms = turn.alarms()
+                alarms = turn.alarms() or 0
                 results.take(records)
                 if not records:
                     assert ring.wait([results], alarms, now_ns() + 10_000_000_000)
@@ -234,20 +235,50 @@ def test_waiting_ends_at_the_deadline_and_at_an_alarm() -> None:
     assert ring.wait([], seen, now_ns() + 60_000_000_000)
 
 
+def in_another_thread(call: Callable[[], Any]) -> Any:
+    """What it returns there."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(call).result()
+
+
+def entered(turn: Turn) -> bool:
+    with turn as mine:
+        return mine
+
+
 def test_a_turn_is_one_threads() -> None:
     turn = Turn(task_ring())
     with turn as mine:
         assert mine
         assert turn.foreground
         assert not turn.take()
-        with turn as again:
-            assert not again
-        # leaving the inner block is the same thread's leaving: it gives the turn up
-    taken_back = turn.take()
-    assert taken_back
-    with turn as mine:
-        assert not mine
+        assert not in_another_thread(lambda: entered(turn))
+        assert entered(turn), "in the handler of a signal that came amidst"
+        assert turn.foreground
+        assert turn.alarms() is not None
+    assert not turn.foreground
+    taken = turn.take()
+    assert taken
+    assert not in_another_thread(lambda: entered(turn))
+    assert entered(turn), "in a finalizer of the collector's"
+    assert not turn.foreground
     turn.give()
+    assert in_another_thread(lambda: entered(turn))
+
+
+def test_who_has_given_up_its_turn_sees_that() -> None:
+    ring = task_ring()
+    turn = Turn(ring)
+    turn.abandon()
+    with turn as mine:
+        assert mine
+        before = ring.alarms()
+        turn.abandon()
+        assert ring.alarms() > before  # the collector hears of it
+        assert turn.alarms() is None
+        assert ring.wait([], ring.alarms(), None, turn)  # at once
+        assert in_another_thread(turn.take)
+    assert not turn.take()  # leaving does not take another's
 
 
 def test_a_chunk_is_run_item_by_item() -> None:
