@@ -149,7 +149,16 @@ def starts_a_process(state):
     process.join()
 
 
-STEPS = [one_call, one_call_with_options, with_callback, waits_for_several, lazy_map, whole_map, cancels, starts_a_process]
+STEPS = [
+    one_call,
+    one_call_with_options,
+    with_callback,
+    waits_for_several,
+    lazy_map,
+    whole_map,
+    cancels,
+    starts_a_process,
+]
 LAST_STEPS = [ends_in_order, ends, makes_another]
 
 
