@@ -325,9 +325,10 @@ if __name__ == "__main__":
     except manycore.LaunchError as error:
         assert "zygote" in str(error), error
     resource.prlimit(zygote().pid, resource.RLIMIT_NOFILE, limits)
-    process = context.Process(target=double, args=(4,), result=True)
-    process.start()
-    assert process.result(20) == 8
+    for _ in range(3):
+        process = context.Process(target=os.getenv, args=("MANYCORE_TEST_VARIABLE",), result=True)
+        process.start()
+        assert process.result(20) == "now"
 """,
     )
 

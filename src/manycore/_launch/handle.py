@@ -142,7 +142,7 @@ class Zygote:
         except ProcessLookupError:  # already dead, and reaped by somebody else
             self.pidfd = -1
             self.hang_up()
-        self.told = 0  # how often it was told of what children take over
+        self.told = 0  # counts what it was told of what children take over; it says with each spare what that knows
         self.context: tuple[Any, ...] | None = None
         self.dead_since = 0.0  # it has ended, as its pidfd says
         self.silent_since = 0.0  # its socket has

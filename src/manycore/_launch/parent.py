@@ -239,10 +239,13 @@ class Launcher:
             return
         sent = True
         if self._unsent_preloads:
-            sent = self._send(zygote.socket, (wire.PRELOAD, self._unsent_preloads, zygote.fresh_context()), [])
+            zygote.told += 1
+            record: tuple[Any, ...] = (wire.PRELOAD, self._unsent_preloads, zygote.fresh_context(), zygote.told)
+            sent = self._send(zygote.socket, record, [])
             if sent:
-                zygote.told += 1
                 self._unsent_preloads = []
+            else:
+                zygote.context = None
         while sent and self._waiting:
             request = self._waiting[0]
             context = zygote.fresh_context()
@@ -253,13 +256,13 @@ class Launcher:
             fds = [*open_fds, *request.fds]
             if context is None and (spare := zygote.spare()) is not None:
                 source, pid = spare
-                if self._send(source, (*record, pid), fds):
+                if self._send(source, (*record, zygote.told, pid), fds):
                     self._asked[pid] = request
                     self._waiting.popleft()
                     continue
-            sent = self._send(zygote.socket, (*record, context), fds)
+            zygote.told += context is not None
+            sent = self._send(zygote.socket, (*record, zygote.told, context), fds)
             if sent:
-                zygote.told += context is not None
                 self._waiting.popleft()
             elif context is not None:
                 zygote.context = None
@@ -376,6 +379,7 @@ class Launcher:
             elif report[0] == wire.GONE:
                 self._gone(zygote, report[1])
             elif report[0] == wire.FAILED:
+                zygote.context = None  # it may not have taken that over
                 self._fail(report[1], launch_error(report[3], report[2]), calls)
             elif report[0] == wire.PRELOAD_FAILED:
                 if report[1] in self._preloads:  # no zygote need try again

@@ -58,7 +58,7 @@ class Spares:
         self.said, self._say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._pens = [_socket.socket(fileno=fd) for fd in wire.PEN_FDS]
         self._idle: dict[int, _Spare] = {}
-        self.generation = 0  # of what the parent has told; the parent asks those of the last
+        self._generation = 0  # of what the parent has told; it asks those of the last
         self.wanted = 1
         self._owed = False  # one was to be made, and all places had spares that were told to end
         self.due = 0.0  # when the next is to be made; 0: no process was launched since the last
@@ -73,6 +73,12 @@ class Spares:
         for pid, spare in self._idle.items():
             if now >= spare.until:
                 self._tell(pid, spare)
+
+    def renew(self, generation: int) -> None:
+        """Have those end that know less than the parent has told."""
+        if generation != self._generation:
+            self._generation = generation
+            self.drop()
 
     def drop(self) -> None:
         """Have all end: they are out of date."""
@@ -141,7 +147,7 @@ class Spares:
         pid = os.getpid()
         source = _socket.socket(fileno=wire.SLOT_FDS[slot])
         try:
-            source.send(marshal.dumps((self.generation, pid, time.monotonic())), _socket.MSG_DONTWAIT)
+            source.send(marshal.dumps((self._generation, pid, time.monotonic())), _socket.MSG_DONTWAIT)
         except OSError:
             return None
         while True:

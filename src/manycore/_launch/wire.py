@@ -4,9 +4,9 @@ One record is one message of a SOCK_SEQPACKET pair, so it arrives whole or not a
 `marshal` tuple: both sides are the same interpreter, and marshal needs no import. What does not fit
 travels in a memfd beside it.
 
-    request  (LAUNCH, id, entry, payload | None, title, standard, linger, context | None, or the pid of a spare)
+    request  (LAUNCH, id, entry, payload | None, title, standard, linger, told, context | None, or the pid of a spare)
                  descriptors: the standard ones that are open, the payload's memfd, the caller's
-             (PRELOAD, modules, context | None)
+             (PRELOAD, modules, context | None, told)
              (OWN_GROUP, id)                when this child ends, its process group ends too
              (END,)                         kill every child at once, and exit
              (END, pid)                     to a spare: exit

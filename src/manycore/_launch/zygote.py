@@ -183,9 +183,9 @@ class Zygote:
                 os.close(fd)
 
     def _launch(self, request: tuple[Any, ...], fds: list[int]) -> None:
-        _, launch_id, entry, _, _, _, linger, context = request
+        _, launch_id, entry, _, _, _, linger, generation, context = request
+        self._spares.renew(generation)
         if context is not None:
-            self._spares.generation += 1
             self._adopt(context)
         if entry.startswith("manycore."):  # ours, so free of surprises: imported once, here, for all children
             self._import(entry.partition(":")[0])
@@ -245,7 +245,7 @@ class Zygote:
 
     def _take(self, request: tuple[Any, ...], fds: list[int]) -> int:
         """In a child: carry out a request."""
-        _, launch_id, entry, payload, title, standard, _, _ = request
+        _, launch_id, entry, payload, title, standard, *_ = request
         numbers: list[int | None] = [None, None, None]
         for number in range(3):
             if standard & 1 << number:
@@ -309,7 +309,6 @@ class Zygote:
     # -- what the children inherit -----------------------------------------------------------------------
 
     def _adopt(self, context: Context) -> None:
-        self._spares.drop()
         self._cwd, environment, path, argv, umask = context
         os.umask(umask)
         now = os.environb
@@ -322,9 +321,8 @@ class Zygote:
         sys.path[:] = path
         sys.argv[:] = argv
 
-    def _preload(self, modules: list[str], context: Context | None) -> None:
-        self._spares.generation += 1
-        self._spares.drop()
+    def _preload(self, modules: list[str], context: Context | None, generation: int) -> None:
+        self._spares.renew(generation)
         if context is not None:
             self._adopt(context)
         for name in modules:
