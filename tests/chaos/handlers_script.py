@@ -17,15 +17,16 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from concurrent.futures import CancelledError, wait
+from concurrent.futures import _base as futures_base
 
 from face_script import SOON, case, identity, main, raises, still_works, until
 
 import manycore
 from manycore._native.step import NESTED
 
-ROOM = os.path.dirname(manycore.__file__)
+ROOM = (os.path.dirname(manycore.__file__), threading.__file__, futures_base.__file__)
 WHOLE = bool(os.environ.get("MANYCORE_CHAOS_WHOLE"))  # at each bytecode; else at some, another selection each time
-SOME, FEW = 8, 2  # of each pair of a step and a handler; where each wants a pool of its own
+SOME, FEW = 4, 1  # of each pair of a step and a handler; where each wants a pool of its own
 HUNG_S = 20.0
 
 
@@ -332,7 +333,7 @@ def handler_that_raises(make):
 
     signal.signal(signal.SIGALRM, strike)
     sys.unraisablehook = id  # for finalizers that are interrupted
-    many = 400 if WHOLE else 8
+    many = 400 if WHOLE else 5
     struck = 0
     for _ in range(many):
         faulthandler.dump_traceback_later(HUNG_S, exit=True)
@@ -374,7 +375,7 @@ def use(face):
 def real_signals(make):
     """At random instants, in compiled code as well: the handler ends the pool while the main thread uses it."""
     chance = random.Random(random.random())
-    many = 2000 if WHOLE else 25
+    many = 2000 if WHOLE else 12
     face = None
 
     def strike(*_):

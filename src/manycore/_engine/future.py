@@ -104,6 +104,19 @@ def _last_line(text: str) -> str:
     return last.partition(": ")[2] or last
 
 
+def _tell(waiter: Any, add: Callable[[Any], object], future: Any) -> None:
+    """Tell who waits in `concurrent.futures.wait` or `as_completed`.
+
+    That may be this thread itself, which has the waiter's locks when a handler has come amidst: another waits for them.
+    """
+    condition = getattr(getattr(waiter, "event", None), "_cond", None)
+    locks = getattr(condition, "_lock", None), getattr(waiter, "lock", None)
+    if SHIELD.main and any(getattr(lock, "locked", bool)() for lock in locks):
+        threading.Thread(target=add, args=(future,), name="manycore-tell", daemon=True).start()
+    else:
+        add(future)
+
+
 class Future(Call, concurrent.futures.Future[T]):
     """The result of a call that runs in another process. A `concurrent.futures.Future` that can also be awaited."""
 
@@ -182,11 +195,11 @@ class Future(Call, concurrent.futures.Future[T]):
             try:
                 for waiter in self._waiting or ():
                     if state == CANCELLED_AND_NOTIFIED:
-                        waiter.add_cancelled(self)
+                        _tell(waiter, waiter.add_cancelled, self)
                     elif exception is not None or (raw is not None and raw[0] != frames.OK):
-                        waiter.add_exception(self)
+                        _tell(waiter, waiter.add_exception, self)
                     else:
-                        waiter.add_result(self)
+                        _tell(waiter, waiter.add_result, self)
             finally:
                 wake(condition)
             callbacks, self._callbacks = self._callbacks, None
