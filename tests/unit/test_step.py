@@ -68,6 +68,17 @@ def test_a_reentrant_one_is_taken_again() -> None:
     assert not mutex.locked()
 
 
+def test_one_that_is_dropped_while_it_is_held_leaves_no_step_behind() -> None:
+    mutex = Mutex(reentrant=True)
+    mutex.acquire()
+    mutex.acquire()
+    assert inside()
+    del mutex
+    assert not inside()
+    with Mutex():
+        assert inside(lent=False)
+
+
 def test_what_is_postponed_is_called_in_order_when_the_outermost_step_ends() -> None:
     outer, inner = Mutex(), Mutex()
     called: list[str] = []

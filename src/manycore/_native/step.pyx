@@ -146,8 +146,12 @@ cdef class Mutex:
             raise MemoryError
 
     def __dealloc__(self):
+        global mc_depth, mc_lent
         if self.lock != NULL:
             if self.holder:
+                if self.holder == PyThread_get_thread_ident():  # somebody's exception has left it held
+                    mc_depth = max(0, mc_depth - self.again - 1)
+                    mc_lent = max(0, mc_lent - (self.again + 1) * self.reentrant)
                 PyThread_release_lock(mc_lock(self.lock))
             PyThread_free_lock(mc_lock(self.lock))
 
