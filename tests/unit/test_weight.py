@@ -52,9 +52,9 @@ def test_a_first_result_needs_few_imports() -> None:
     program = """
 import json, sys
 import manycore
-import manycore._engine.local
+import manycore._engine.collecting
 
-manycore._engine.local.SETTLED_NS = 1 << 60  # what is imported once a pool has settled is not counted
+manycore._engine.collecting.SETTLED_NS = 1 << 60  # what is imported once a pool has settled is not counted
 with manycore.Pool(1) as pool:
     pool.apply(len, [()])
     print(json.dumps(sorted(sys.modules)))

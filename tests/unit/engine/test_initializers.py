@@ -93,7 +93,7 @@ def test_without_a_bound_it_is_told_once_where_it_is(
     assert record.levelno == logging.WARNING
     text = record.getMessage()
     assert "worker 0 of pool 'slow'" in text
-    assert "its initializer Path.read_bytes has not returned after 0.2 s" in text
+    assert f"its initializer {Path.read_bytes.__qualname__} has not returned after 0.2 s" in text
     assert " in read_bytes" in text.partition("(most recent call first)")[2]
 
 
