@@ -71,7 +71,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 from manycore._memory import rebuild
 from manycore._memory.classes import HEAP_TYPE, class_parts, own_functions
-from manycore._memory.content import Content
 from manycore._memory.namespaces import (
     MARK,
     PRIVATE_GLOBALS,
@@ -176,7 +175,7 @@ class _Checks:
                 value = globals_.get(name, _MISSING)
                 if value is not stamped and not (
                     (type(stamped) is weakref.ref and stamped() is value)
-                    or (type(stamped) is Content and stamped.is_of(value))
+                    or (type(stamped) is _Content and stamped.is_of(value))
                 ):
                     return False
         for reference, version in self._versions:
@@ -502,7 +501,7 @@ class Shipment:
             rank = 0 if isinstance(value, _BY_IDENTITY) else 1
         if stamped is _UNSTABLE:
             if len(data) > _LARGE_BYTES and not self.to_parent:
-                stamped = Content(name, value, functools.partial(_pickle_alone, self._pickle))
+                stamped = _content(name, value, functools.partial(_pickle_alone, self._pickle))
             else:
                 self.stable = False
         self._checks.append((space, name, stamped))
@@ -510,6 +509,16 @@ class Shipment:
 
     def _try_global(self, space: Namespace, into: dict[str, Any], name: str, names: frozenset[str]) -> None:
         self._pickle_global(space, into, name, names, optional=True)
+
+
+_Content: Any = None  # the class; a worker seldom needs it
+
+
+def _content(name: str, value: Any, pickle_it: Callable[[Any, list[Any]], bytes]) -> Any:
+    global _Content
+    if _Content is None:
+        from manycore._memory.content import Content as _Content
+    return _Content(name, value, pickle_it)
 
 
 def _pickle_alone(pickle_part: Pickle, value: Any, buffers: list[Any]) -> bytes:
