@@ -30,7 +30,10 @@ def sleep(seconds):
 
 
 class Storm:
-    """A timer's signal asks for a Ctrl-C at instants that nothing else decides; it is raised inside `with storm:`."""
+    """A timer's signal asks for a Ctrl-C at instants that nothing else decides; it is raised where the storm is armed.
+
+    Once: a second one in the clause that handles the first would end the program.
+    """
 
     def __init__(self, interrupts):
         self.left = interrupts
@@ -51,6 +54,7 @@ class Storm:
 
     def interrupt(self, *_):
         if self.armed and self.left:
+            self.armed = False
             self.left -= 1
             self.raised += 1
             raise KeyboardInterrupt
