@@ -138,8 +138,9 @@ class _Shared(RecordQueue):
 class _ReaderEnd:
     """A queue as the reading end of a pipe: what `multiprocessing.connection.wait` and event loops can wait for.
 
-    The descriptor is readable when there may be an item. It is made sure of by `fileno` and after each `recv`, so one
-    reader that asks before each wait is never told of an item that is not there.
+    The descriptor is readable when there may be an item: who put one may ring late, when it has been taken already. So
+    `recv` does not wait in a thread that has asked for `fileno` before, as whoever polls does, but gives None: the
+    standard executor's thread passes over that, and would otherwise wait for a result while it is told to end.
     """
 
     def __init__(self, queue: _Shared) -> None:
@@ -147,6 +148,7 @@ class _ReaderEnd:
         self._bell: Bell | None = None
         self._case = NativeCase(queue, queue, _GETS, lambda: queue._ready(_GETS))
         self._empties = False
+        self._poller = 0  # the thread that asked for the descriptor
         self.closed = False
 
     def _refresh(self) -> Bell:
@@ -165,6 +167,7 @@ class _ReaderEnd:
     def fileno(self) -> int:
         if self.closed:
             raise OSError("handle is closed")
+        self._poller = threading.get_ident()
         return self._refresh().fd
 
     def acquire(self) -> None:
@@ -172,12 +175,13 @@ class _ReaderEnd:
         self._empties = True
 
     def recv(self) -> Any:
-        if self._empties:
-            try:
-                return RecordQueue.get(self._queue, block=False)
-            except Empty:
-                return None
-        item = RecordQueue.get(self._queue)
+        polled = self._poller == threading.get_ident()
+        if polled:
+            self._poller = 0
+        try:
+            item = RecordQueue.get(self._queue, block=not (polled or self._empties))
+        except Empty:
+            return None
         if self._bell is not None and self._bell.pid == os.getpid():
             self._refresh()
         return item

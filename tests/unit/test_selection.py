@@ -236,6 +236,23 @@ def test_the_reading_end_is_a_pipe_for_the_standard_library() -> None:
     assert wait([queue._reader, other._reader], timeout=0) == []
 
 
+def test_a_ring_that_comes_late_is_no_item() -> None:
+    """Who put an item may be held up before it rings, and the item be taken meanwhile."""
+    from multiprocessing.connection import wait
+
+    queue: Any = queues.SimpleQueue()
+    assert wait([queue._reader], timeout=0) == []
+    queue._reader._bell.ring()
+    assert queue._reader.recv() is None  # and does not wait
+    queue.put(1)
+    assert wait([queue._reader], timeout=30) == [queue._reader]
+    assert queue._reader.recv() == 1
+    thread = threading.Timer(0.05, queue.put, [2])
+    thread.start()
+    assert queue._reader.recv() == 2  # who has not polled waits
+    thread.join()
+
+
 @pytest.mark.parametrize("method", ["zygote", "fork"])
 def test_the_standard_librarys_pools_run_on_our_contexts(method: str) -> None:
     import concurrent.futures
