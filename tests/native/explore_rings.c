@@ -47,10 +47,11 @@ static void begin_1(void) { begin(1); }
 static void begin_2(void) { begin(2); }
 static void begin_3(void) { begin(3); }
 
-static void put_result(int worker, uint64_t task) {
+static void put_result(int worker, uint64_t task, int64_t *lease) {
     mc_results *ring = &results[worker].ring;
     mc_record *record;
     while ((record = mc_reserve(ring, sizeof *record)) == NULL) {
+        mc_decline(tasks, lease);
         mc_notify(tasks, true);
         mc_wait_room(ring, sizeof *record);
     }
@@ -62,9 +63,10 @@ static void put_result(int worker, uint64_t task) {
 
 static void work(int worker) {
     mc_spinner spinner = {.cores = 1};
+    int64_t lease = 0;
     mc_page *page = &tasks->pages[worker];
     for (;;) {
-        mc_slot *slot = mc_claim(tasks, (unsigned)worker);
+        mc_slot *slot = mc_claim(tasks, (unsigned)worker, &lease);
         if (slot != NULL) {
             uint64_t task = slot->task;
             EX_CHECK(slot->length == 8 && memcmp(slot->payload, &task, 8) == 0);
@@ -72,13 +74,15 @@ static void work(int worker) {
             mc_free(slot);
             ex_stop("begins");
             executed[task]++;
-            put_result(worker, task);
-            mc_notify(tasks, false);
+            if (mc_ready(tasks) == 0) mc_lease(tasks, &lease, mc_now_ns());
+            put_result(worker, task, &lease);
+            if (!mc_results_empty(&results[worker].ring)) mc_notify(tasks, false);
             atomic_store(&page->task, 0);
         } else if (atomic_load(&page->stop)) {
+            mc_decline(tasks, &lease);
             return;
         } else {
-            mc_worker_wait(tasks, (unsigned)worker, &spinner, MC_NEVER);
+            mc_worker_wait(tasks, (unsigned)worker, &spinner, &lease, mc_results_empty(&results[worker].ring), MC_NEVER);
         }
     }
 }
@@ -203,7 +207,8 @@ static void bell_background(void) {
     }
 }
 static void bell_worker(void) {
-    put_result(1, 1);
+    int64_t lease = 0;
+    put_result(1, 1, &lease);
     mc_notify(tasks, true);
 }
 static void bell_end(void) {
@@ -213,7 +218,8 @@ static void bell_end(void) {
 
 /* A result ring that is too small for what is put. */
 static void full_worker(void) {
-    for (uint64_t t = 1; t <= 5; t++) put_result(1, t % 3 + 1);
+    int64_t lease = 0;
+    for (uint64_t t = 1; t <= 5; t++) put_result(1, t % 3 + 1, &lease);
 }
 static int full_taken;
 static void full_begin(void) {
@@ -252,14 +258,18 @@ static void claim_begin(void) {
     memset(withdrawn, 0, sizeof withdrawn);
     for (uint64_t t = 1; t <= 2; t++) ticket[t] = mc_publish(tasks, t, 0, 0, "", 0, &t, 8);
 }
-static void claim(unsigned worker) {
-    mc_slot *slot = mc_claim(tasks, worker);
+static void claim_with(unsigned worker, int64_t *lease) {
+    mc_slot *slot = mc_claim(tasks, worker, lease);
     if (slot == NULL) return;
     uint64_t task = slot->task;
     EX_CHECK(slot->length == 8 && memcmp(slot->payload, &task, 8) == 0);
     atomic_store(&tasks->pages[worker].task, task);
     mc_free(slot);
     executed[task]++;
+}
+static void claim(unsigned worker) {
+    int64_t lease = 0;
+    claim_with(worker, &lease);
 }
 static void claim_1(void) { claim(0); }
 static void claim_2(void) { claim(1); }
@@ -305,12 +315,13 @@ static void sleep_publish(void) {
 }
 static void sleep_work(unsigned worker) {
     mc_spinner spinner = {.cores = 1};
+    int64_t lease = 0;
     for (int turns = 0; turns < 2; turns++) {
-        claim(worker);
-        if (mc_ready(tasks) == 0 && !gave_up) mc_worker_wait(tasks, worker, &spinner, MC_NEVER);
+        claim_with(worker, &lease);
+        if (mc_ready(tasks) == 0 && !gave_up) mc_worker_wait(tasks, worker, &spinner, &lease, false, MC_NEVER);
     }
-    claim(worker);
-    claim(worker);
+    claim_with(worker, &lease);
+    claim_with(worker, &lease);
 }
 static void sleep_1(void) { sleep_work(0); }
 static void sleep_end(void) {
@@ -335,16 +346,20 @@ static void meet_publish(void) {
 }
 static void meet_work(unsigned worker) {
     mc_spinner spinner = {.cores = 1};
+    int64_t lease = 0;
     for (;;) {
-        mc_slot *slot = mc_claim(tasks, worker);
+        mc_slot *slot = mc_claim(tasks, worker, &lease);
         if (slot == NULL) {
-            mc_worker_wait(tasks, worker, &spinner, MC_NEVER);
+            mc_worker_wait(tasks, worker, &spinner, &lease, false, MC_NEVER);
             continue;
         }
         uint64_t task = slot->task;
         mc_free(slot);
         executed[task]++;
-        if (task == 1) continue;
+        if (task == 1) {
+            if (mc_ready(tasks) == 0) mc_lease(tasks, &lease, mc_now_ns()); /* as before it puts its result */
+            continue;
+        }
         atomic_fetch_add(&together, 1);
         mc_wake(&together, 2);
         for (uint32_t seen; (seen = atomic_load(&together)) < 2;) mc_wait(&together, seen, MC_NEVER);
@@ -357,6 +372,38 @@ static void meet_end(void) {
     for (int i = 0; i < 3; i++) EX_CHECK(ex.now.status[i] == EX_DONE);
     for (int t = 1; t <= 3; t++) EX_CHECK(executed[t] == 1);
 }
+
+/* Who takes the lease before its result leaves the other asleep when the next task comes, unless it declines. */
+static bool sleeps(unsigned worker) { return atomic_load(&tasks->sleeping[0]) >> worker & 1; }
+static void lease_steps(void) {
+    int64_t lease = 0, other = 0, now = mc_now_ns();
+    uint64_t task = 1;
+    atomic_fetch_or(&tasks->sleeping[0], 2); /* the second worker */
+    mc_lease(tasks, &lease, now);
+    mc_lease(tasks, &other, now);
+    EX_CHECK(lease != 0 && other == 0); /* one has it */
+    mc_publish(tasks, task, 0, 0, "", 0, &task, 8);
+    mc_kick(tasks);
+    EX_CHECK(sleeps(1)); /* the first will have it */
+    claim_with(0, &lease);
+    EX_CHECK(executed[1] == 1 && sleeps(1) && lease == 0 && atomic_load(&tasks->spin_until) == 0);
+    mc_lease(tasks, &lease, now);
+    mc_lease(tasks, &lease, now + 1);
+    EX_CHECK(lease == now + 1 + MC_SPIN_BUDGET_NS); /* prolonged */
+    task = 2;
+    mc_publish(tasks, task, 0, 0, "", 0, &task, 8);
+    mc_kick(tasks);
+    EX_CHECK(sleeps(1));
+    mc_decline(tasks, &lease); /* its result takes long */
+    EX_CHECK(!sleeps(1) && lease == 0);
+    claim_with(1, &other);
+    mc_lease(tasks, &lease, now);
+    mc_lease(tasks, &other, now + 2 * MC_SPIN_BUDGET_NS); /* the first was stopped */
+    EX_CHECK(other != 0);
+    mc_return(tasks, &lease);
+    EX_CHECK(atomic_load(&tasks->spin_until) == other); /* it ends nobody else's */
+}
+static void lease_end(void) { EX_CHECK(executed[1] == 1 && executed[2] == 1); }
 
 int main(int argc, char **argv) {
     double seconds = argc > 1 ? atof(argv[1]) : 0;
@@ -372,6 +419,7 @@ int main(int argc, char **argv) {
          claim_end, EX_EVERY, 2},
         {"publications against sleep", 2, {sleep_publish, sleep_1}, {false, true}, sleep_begin, NULL, sleep_end, EX_EVERY, 1},
         {"tasks that wait for each other", 3, {meet_publish, meet_1, meet_2}, {false}, meet_begin, NULL, meet_end, 3, 0},
+        {"the lease", 1, {lease_steps}, {false}, begin_2, NULL, lease_end, EX_EVERY, 0},
         {"one task, one worker", 2, {parent, worker_1}, {false, false}, begin_1, NULL, end, EX_EVERY, 0},
     };
     for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) explore(&scenarios[i], seconds);

@@ -50,14 +50,15 @@ static uint32_t bytes_of(uint64_t task) { return (uint32_t)(task * 37 % 400); }
 
 static void work(unsigned worker) {
     mc_spinner spinner = {0};
+    int64_t lease = 0;
     mc_page *page = &tasks->pages[worker];
     mc_results *ring = &at->results[worker].ring;
     uint8_t payload[MC_SLOT_PAYLOAD];
     for (;;) {
-        mc_slot *slot = mc_claim(tasks, worker);
+        mc_slot *slot = mc_claim(tasks, worker, &lease);
         if (slot == NULL) {
             if (atomic_load(&page->stop)) _exit(0);
-            mc_worker_wait(tasks, worker, &spinner, MC_NEVER);
+            mc_worker_wait(tasks, worker, &spinner, &lease, mc_results_empty(ring), MC_NEVER);
             continue;
         }
         uint64_t task = slot->task;
@@ -69,7 +70,9 @@ static void work(unsigned worker) {
         atomic_fetch_add(&at->begun[task], 1);
         uint32_t size = (uint32_t)sizeof(mc_record) + (length + 7) / 8 * 8;
         mc_record *record;
+        if (mc_ready(tasks) == 0) mc_lease(tasks, &lease, mc_now_ns());
         while ((record = mc_reserve(ring, size)) == NULL) {
+            mc_decline(tasks, &lease);
             mc_notify(tasks, true);
             mc_wait_room(ring, size);
         }
@@ -78,7 +81,7 @@ static void work(unsigned worker) {
         record->length = length;
         memcpy(record + 1, payload, length);
         mc_commit(ring, size);
-        mc_notify(tasks, true);
+        if (!mc_results_empty(ring)) mc_notify(tasks, true);
         atomic_store(&page->task, 0);
     }
 }

@@ -22,13 +22,14 @@ static void die(const char *what) {
 static void *work(void *argument) {
     unsigned worker = (unsigned)(uintptr_t)argument;
     mc_spinner spinner = {0};
+    int64_t lease = 0;
     mc_page *page = &tasks->pages[worker];
     uint8_t payload[MC_SLOT_PAYLOAD];
     for (;;) {
-        mc_slot *slot = mc_claim(tasks, worker);
+        mc_slot *slot = mc_claim(tasks, worker, &lease);
         if (slot == NULL) {
             if (atomic_load(&page->stop)) return NULL;
-            mc_worker_wait(tasks, worker, &spinner, MC_NEVER);
+            mc_worker_wait(tasks, worker, &spinner, &lease, mc_results_empty(results[worker]), MC_NEVER);
             continue;
         }
         uint64_t task = slot->task;
@@ -40,7 +41,9 @@ static void *work(void *argument) {
             if (payload[i] != (uint8_t)task) die("another task's payload");
         uint32_t size = (uint32_t)sizeof(mc_record) + (length + 7) / 8 * 8;
         mc_record *record;
+        if (mc_ready(tasks) == 0) mc_lease(tasks, &lease, mc_now_ns());
         while ((record = mc_reserve(results[worker], size)) == NULL) {
+            mc_decline(tasks, &lease);
             mc_notify(tasks, true);
             mc_wait_room(results[worker], size);
         }
@@ -49,7 +52,7 @@ static void *work(void *argument) {
         record->length = length;
         memcpy(record + 1, payload, length);
         mc_commit(results[worker], size);
-        mc_notify(tasks, true);
+        if (!mc_results_empty(results[worker])) mc_notify(tasks, true);
         atomic_store(&page->task, 0);
     }
 }

@@ -155,8 +155,8 @@ class _Worker:
         Returns:
             Whether it ends because there was none for `idle_ns` (0 = no bound).
         """
-        index, tasks = self.index, self.tasks
-        claim, wait_task, serve = tasks.claim, tasks.wait_task, self.results.serve
+        index, tasks, results = self.index, self.tasks, self.results
+        claim, wait_task, serve = tasks.claim, tasks.wait_task, results.serve
         done = 0
         leave_ns = 0  # once it has begun to wait, when it ends
         while True:
@@ -189,7 +189,7 @@ class _Worker:
                     if now >= leave_ns:
                         return True
                     look_ns = leave_ns if look_ns is None else min(look_ns, leave_ns)
-                wait_task(index, look_ns)
+                wait_task(index, look_ns, results.empty())
 
     def execute(self, task: int, tries: int, flags: int, frame: bytes) -> None:
         offset, length, first = frames.HEADER.unpack_from(frame)
@@ -407,6 +407,7 @@ def main(payload: bytes | dict[str, Any], fds: list[int]) -> int:
         idle = worker.run(setup["max_tasks"], setup["idle_ns"])
     except _Crippled:
         pass  # it has given its task back
+    tasks.decline()
     results.put(0, frames.IDLE if idle else 0, frames.LEAVING, 0, b"")
     tasks.notify()
     if finalizer is not None:

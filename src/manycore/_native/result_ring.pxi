@@ -63,6 +63,7 @@ cdef class ResultRing:
             raise ValueError(f"a record of {length} bytes does not fit the result ring")
         while record == NULL:
             if self.bell is not None:
+                mc_decline(self.bell.tasks, &self.bell.lease)
                 mc_notify(self.bell.tasks, True)
             with nogil:
                 e = mc_wait_room(self.results, size)
@@ -283,11 +284,15 @@ cdef class ResultRing:
                 took = mc_now_ns() - started
                 raised(number, 0, took, error)
             else:
-                took = mc_now_ns() - started
+                took = mc_now_ns()
+                if flags == 0 and mc_ready(tasks.tasks) == 0 and done + 1 < most:  # and arguments whose end is short
+                    mc_lease(tasks.tasks, &tasks.lease, took)
+                took -= started
                 if not self.put_plain(number, 0, took, result):
+                    mc_decline(tasks.tasks, &tasks.lease)
                     pickled(number, 0, took, result)
             tasks.done(worker, took, 1)
-            tasks.notify()
+            tasks.notify_of(self.results)
             claimed = data = args = kwargs = result = None  # nothing of a task is kept until the next one comes
             done += 1
         return done, None

@@ -52,6 +52,7 @@ cdef extern from "task_ring.h" nogil:
         uint64_t head
         uint64_t tail
         uint64_t alarms
+        uint32_t claimer_cpu
         mc_page *pages
     const int MC_WORKERS_MAX
     const int MC_SLOT_PAYLOAD
@@ -65,6 +66,7 @@ cdef extern from "task_ring.h" nogil:
     void mc_tasks_init(mc_tasks *t, uint32_t slots)
     bint mc_tasks_valid(const mc_tasks *t, size_t nbytes)
     uint64_t mc_ready(mc_tasks *t)
+    bint mc_is_here(uint32_t *cpu)
     void mc_wake_worker(mc_tasks *t, unsigned worker)
     bint mc_wake_one(mc_tasks *t)
     unsigned mc_asleep(mc_tasks *t)
@@ -76,9 +78,12 @@ cdef extern from "task_ring.h" nogil:
     void mc_kick(mc_tasks *t)
     bint mc_withdraw(mc_tasks *t, uint64_t ticket)
     uint32_t mc_repair(mc_tasks *t, unsigned worker, uint64_t *tasks, uint32_t capacity)
-    mc_slot *mc_claim(mc_tasks *t, unsigned worker)
+    void mc_lease(mc_tasks *t, int64_t *lease, int64_t now_ns)
+    void mc_decline(mc_tasks *t, int64_t *lease)
+    mc_slot *mc_claim(mc_tasks *t, unsigned worker, int64_t *lease)
     void mc_free(mc_slot *slot)
-    int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinner, int64_t deadline_ns)
+    int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinner, int64_t *lease, bint collected,
+                       int64_t deadline_ns)
     void mc_notify(mc_tasks *t, bint urgent)
     void mc_alarm(mc_tasks *t)
     void mc_ring_word(mc_word *word, uint32_t asleep, uint32_t awake)

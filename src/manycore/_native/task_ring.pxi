@@ -23,6 +23,7 @@ cdef class TaskRing:
     cdef mc_spinner spinner
     cdef mc_spinner fg_spinner
     cdef int64_t notified_ns
+    cdef int64_t lease          # a worker's, see c/task_ring.h
     cdef readonly uint64_t sent_bytes
     cdef char *sign_at
     cdef uint32_t sign_length
@@ -176,7 +177,7 @@ cdef class TaskRing:
     def wait(self, list rings, uint64_t alarms, object deadline_ns=None, Turn turn=None):
         """As the thread that entered: wait for a result in `rings`, an alarm after `alarms`, or the deadline (False).
 
-        It spins before it sleeps, unless the workers that are awake need all cores. The turn is given up before a
+        It spins before it sleeps, unless the workers that are awake need all cores, or this one. The turn is given up before a
         signal's handler is called, which may take long, or wait for others.
         """
         if turn is not None and not turn.is_mine():
@@ -186,7 +187,10 @@ cdef class TaskRing:
         cdef int e = 0
         cdef int64_t since_ns
         cdef mc_tasks *tasks = self.tasks
-        cdef bint spins = <Py_ssize_t>len(rings) - mc_asleep(tasks) < <Py_ssize_t>mc_spin_cores(&self.fg_spinner)
+        cdef bint spins = (
+            <Py_ssize_t>len(rings) - mc_asleep(tasks) < <Py_ssize_t>mc_spin_cores(&self.fg_spinner)
+            and not mc_is_here(&tasks.claimer_cpu)
+        )
         with nogil:
             if not (spins and mc_spin(&self.fg_spinner, rings_ready, <void *>waiting.pointers)):
                 MC_STORE(tasks.fg, 2)
@@ -230,7 +234,7 @@ cdef class TaskRing:
         cdef mc_page *page = self.page(worker)
         if MC_LOAD(page.stop) == 2:
             return None
-        cdef mc_slot *slot = mc_claim(self.tasks, worker)
+        cdef mc_slot *slot = mc_claim(self.tasks, worker, &self.lease)
         if slot == NULL:
             return None
         cdef uint32_t length = slot.length
@@ -282,20 +286,38 @@ cdef class TaskRing:
         MC_STORE(page.busy_ns, <int64_t>MC_LOAD(page.busy_ns) + took_ns)
         MC_STORE(page.task, 0)
 
-    def wait_task(self, unsigned worker, object deadline_ns=None):
-        """Wait until a task may be ready or `stop` is set; False at the deadline."""
+    def wait_task(self, unsigned worker, object deadline_ns=None, bint collected=False):
+        """Wait until a task may be ready or `stop` is set; False at the deadline.
+
+        The collector is told before the worker sleeps, unless it has `collected` all that the worker put.
+        """
         cdef int64_t deadline = deadline_of(deadline_ns)
         cdef int e
         self.page(worker)
         with nogil:
-            e = mc_worker_wait(self.tasks, worker, &self.spinner, deadline)
+            e = mc_worker_wait(self.tasks, worker, &self.spinner, &self.lease, collected, deadline)
         if e == EINTR:
             PyErr_CheckSignals()
         return e != ETIMEDOUT
 
+    def decline(self):
+        """This worker takes no more tasks for a while, or none at all: another is woken for those that it was to have."""
+        mc_decline(self.tasks, &self.lease)
+
     def stopped(self, unsigned worker):
         """Whether the parent wants this worker to leave."""
         return MC_LOAD(self.page(worker).stop) != 0
+
+    cdef inline void notify_of(self, mc_results *results) noexcept:
+        """As `notify`, unless all that was put in these has been collected: who waited spun, and was faster."""
+        cdef int64_t now
+        if not mc_results_empty(results):
+            now = mc_now_ns()
+            if now - self.notified_ns > NOTIFY_NS:
+                self.notified_ns = now
+                mc_notify(self.tasks, True)
+            else:
+                mc_notify(self.tasks, False)
 
     def notify(self, bint urgent=False):
         """Records were put: tell a thread that waits for one; the collector thread too if it is `urgent`, else at most

@@ -16,13 +16,22 @@
  *     after the result was put       the result is in the worker's ring, whatever page[w] says
  * So who reads first the result ring, then the slots, then the page, knows the truth.
  *
- * Sleeping. One worker at a time may spin (`spin_until`, which expires by itself, so that a spinner that
- * was killed or stopped misleads nobody for longer than a spin); the others sleep on their own page's
+ * Sleeping. One worker at a time may spin: it has the lease, `spin_until`, which expires by itself, so that a
+ * spinner that was killed or stopped misleads nobody for longer than a spin; the others sleep on their own page's
  * word, with a bit in `sleeping`. Whoever clears a bit owes that worker a wake-up. No wake-up is lost:
  *     publisher: head = t+1;      fence; read spin_until, sleeping
  *     worker:    spin_until = 0 or sleeping |= bit; fence; read head
  * One of the two sees the other's store. A worker that claims and sees more READY tickets wakes the
  * next sleeper, so a burst published under one spinner still reaches all.
+ *
+ * A caller that waits for each result publishes the next task 2 us after one was put. So a worker that finds nothing
+ * else to do takes the lease before it puts its result: were it only about to, the caller would wake another for a
+ * task that it will have itself, and three would fight for two cores. It gives the lease back when it has claimed a
+ * task, and looks for more then, as above; or when it is not free so soon.
+ *
+ * Nobody spins for somebody who could run here: a spinner keeps the core that the other needs. So each side says on
+ * which core it last did something (`publisher_cpu`, `claimer_cpu`), and who waits for it there sleeps at once. The
+ * words are hints; both sides are woken as ever.
  *
  * A wake-up takes a while, in which many short tasks are published, and done by those who are awake. So while a worker
  * is on its way (`waking_until`, which expires by itself as well), neither publishers nor claimers wake another: who
@@ -93,7 +102,9 @@ typedef struct {
     uint32_t slots;
     uint32_t unused;
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t head;      /* next ticket; written by the parent */
+    _Atomic uint32_t publisher_cpu;                     /* hint: where the parent published last; see mc_cpu */
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t tail;      /* hint; pushed on by any worker */
+    _Atomic uint32_t claimer_cpu;                       /* hint: where a task was claimed last */
     _Alignas(MC_CACHE_LINE) _Atomic int64_t spin_until; /* ns; the spinning worker's lease */
     _Alignas(MC_CACHE_LINE) _Atomic int64_t waking_until; /* ns; a worker has been woken and is not here yet */
     _Alignas(MC_CACHE_LINE) _Atomic uint64_t sleeping[MC_SLEEPING_WORDS];
@@ -103,6 +114,15 @@ typedef struct {
     _Alignas(MC_CACHE_LINE) mc_page pages[MC_WORKERS_MAX];
     mc_slot slot[];
 } mc_tasks;
+
+/* The core that runs this, from 1 on; 0 where the kernel does not tell, and in a new ring. */
+static inline uint32_t mc_cpu(void) { return (uint32_t)(sched_getcpu() + 1); }
+
+/* Whether the hint says that the other side would run on this core. */
+static inline bool mc_is_here(_Atomic uint32_t *cpu) {
+    uint32_t there = atomic_load_explicit(cpu, memory_order_relaxed); /* a hint */
+    return there != 0 && there == mc_cpu();
+}
 
 static inline size_t mc_tasks_bytes(uint32_t slots) { return sizeof(mc_tasks) + (size_t)slots * MC_SLOT_BYTES; }
 
@@ -198,6 +218,7 @@ static inline int64_t mc_publish(mc_tasks *t, uint64_t task, uint32_t function, 
 
 /* Somebody must take what was published: wake a sleeper unless the spinning worker will have it. */
 static inline void mc_kick(mc_tasks *t) {
+    atomic_store_explicit(&t->publisher_cpu, mc_cpu(), memory_order_relaxed); /* a hint */
     if (mc_ready(t) <= 1 && atomic_load(&t->spin_until) > mc_now_ns()) return;
     mc_wake_next(t);
 }
@@ -264,7 +285,29 @@ static inline void mc_alarm(mc_tasks *t) {
 
 /* ---- the worker's side ---- */
 
-static inline mc_slot *mc_claim(mc_tasks *t, unsigned worker) {
+/* Take the lease, or prolong one's own; `*lease` becomes its end, 0 if it is another's. */
+static inline void mc_lease(mc_tasks *t, int64_t *lease, int64_t now_ns) {
+    int64_t until = atomic_load(&t->spin_until), mine = now_ns + MC_SPIN_BUDGET_NS;
+    bool free = until <= now_ns || until == *lease;
+    *lease = free && atomic_compare_exchange_strong(&t->spin_until, &until, mine) ? mine : 0;
+}
+
+/* Give the lease back, if one has it. Whoever does so looks for tasks once more: they woke nobody. */
+static inline void mc_return(mc_tasks *t, int64_t *lease) {
+    int64_t mine = *lease;
+    *lease = 0;
+    if (mine) atomic_compare_exchange_strong(&t->spin_until, &mine, 0);
+}
+
+/* The same by one who has no time for a task now, so that another takes what there is. */
+static inline void mc_decline(mc_tasks *t, int64_t *lease) {
+    if (*lease == 0) return;
+    mc_return(t, lease);
+    if (mc_ready(t) > 0) mc_wake_next(t);
+}
+
+/* Claim the next task, and give the lease back; NULL, and the lease is kept, when there is none. */
+static inline mc_slot *mc_claim(mc_tasks *t, unsigned worker, int64_t *lease) {
     for (;;) {
         uint64_t tail = atomic_load(&t->tail);
         if (tail >= atomic_load(&t->head)) return NULL;
@@ -276,6 +319,8 @@ static inline mc_slot *mc_claim(mc_tasks *t, unsigned worker) {
         atomic_compare_exchange_strong(&t->tail, &old, tail + 1); /* help; whoever is first */
         if (mine) {
             MC_FAULT("tasks:passed on");
+            atomic_store_explicit(&t->claimer_cpu, mc_cpu(), memory_order_relaxed); /* a hint */
+            mc_return(t, lease);
             if (mc_ready(t) > 0) mc_wake_next(t);
             return slot;
         }
@@ -300,18 +345,18 @@ static inline bool mc_worker_ready(void *context) {
     return atomic_load(&idle->tasks->tail) < atomic_load(&idle->tasks->head) || atomic_load(&idle->page->stop);
 }
 
-/* Wait until a task may be there, `stop` is set or the deadline has passed: 0, ETIMEDOUT or EINTR. */
-static inline int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinner, int64_t deadline_ns) {
+/* Wait until a task may be there, `stop` is set or the deadline has passed: 0, ETIMEDOUT or EINTR. Unless all its
+ * results have been `collected`, the collector is told of them before the worker sleeps. */
+static inline int mc_worker_wait(mc_tasks *t, unsigned worker, mc_spinner *spinner, int64_t *lease, bool collected,
+                                 int64_t deadline_ns) {
     mc_idle idle = {t, &t->pages[worker]};
-    int64_t now = mc_now_ns(), lease = atomic_load(&t->spin_until);
-    int64_t mine = now + MC_SPIN_BUDGET_NS;
-    if (lease <= now && atomic_compare_exchange_strong(&t->spin_until, &lease, mine)) {
+    mc_lease(t, lease, mc_now_ns());
+    if (*lease) {
         MC_FAULT("tasks:spinning");
-        bool ready = mc_spin(spinner, mc_worker_ready, &idle);
-        atomic_compare_exchange_strong(&t->spin_until, &mine, 0);
-        if (ready) return 0;
+        if (!mc_is_here(&t->publisher_cpu) && mc_spin(spinner, mc_worker_ready, &idle)) return 0; /* mc_claim returns it */
+        mc_return(t, lease);
     }
-    mc_notify(t, true);
+    if (!collected) mc_notify(t, true);
     uint64_t bit = 1ull << (worker % 64);
     atomic_store(&idle.page->asleep, 1);
     atomic_fetch_or(&t->sleeping[worker / 64], bit);
