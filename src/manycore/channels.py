@@ -26,6 +26,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from manycore import errors
+from manycore._launch.arguments import integer
 from manycore._memory import bells
 from manycore._native.channel import RecordBroadcast, RecordChannel
 from manycore.queues import ShutDown, _Shared
@@ -69,8 +70,7 @@ class Channel:
     __slots__ = ("__weakref__", "_memory")
 
     def __init__(self, capacity: int = 0) -> None:
-        if capacity < 0:
-            raise ValueError(f"capacity is 0 or more, not {capacity}")
+        capacity = integer("capacity", capacity, least=0)
         self._memory = _ChannelMemory(max(capacity, 1))
         if capacity == 0:
             self._memory._begin_channel()
@@ -263,8 +263,7 @@ class Broadcast:
     __slots__ = ("__weakref__", "_memory")
 
     def __init__(self, capacity: int = 1024, *, slow: Literal["block", "drop-oldest", "disconnect"] = "block") -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity is 1 or more, not {capacity}")
+        capacity = integer("capacity", capacity, least=1)
         if slow not in _POLICIES:
             raise ValueError(f"slow is one of {', '.join(map(repr, _POLICIES))}, not {slow!r}")
         self._memory = _BroadcastMemory(capacity)

@@ -22,7 +22,7 @@ from manycore import process
 TYPE_CHECKING = False  # every process imports this module, so it imports little itself
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
+    from typing import Any, Literal
 
 __all__ = [
     "Array",
@@ -108,11 +108,11 @@ class BaseContext(_std.BaseContext):
         return _home("synchronize").RLock(ctx=self.get_context(), **options)
 
     def Condition(self, lock: Any = None) -> Any:  # noqa: N802
-        """A condition variable."""
+        """A condition variable over `lock`, by default a recursive lock of its own; see `synchronize.Condition`."""
         return _home("synchronize").Condition(lock, ctx=self.get_context())
 
     def Semaphore(self, value: int = 1) -> Any:  # noqa: N802
-        """A semaphore."""
+        """A semaphore of `value` permits, which come back from processes that die."""
         return _home("synchronize").Semaphore(value, ctx=self.get_context())
 
     def BoundedSemaphore(self, value: int = 1) -> Any:  # noqa: N802
@@ -120,51 +120,57 @@ class BaseContext(_std.BaseContext):
         return _home("synchronize").BoundedSemaphore(value, ctx=self.get_context())
 
     def Event(self) -> Any:  # noqa: N802
-        """An event."""
+        """A flag that processes set, clear and wait for."""
         return _home("synchronize").Event(ctx=self.get_context())
 
     def Barrier(  # noqa: N802
         self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
     ) -> Any:
-        """A barrier."""
+        """A barrier that opens when `parties` processes or threads wait at it; see `manycore.synchronize.Barrier`."""
         return _home("synchronize").Barrier(parties, action, timeout, ctx=self.get_context())
 
     def Queue(self, maxsize: int = 0) -> Any:  # noqa: N802
-        """A queue."""
+        """A queue in shared memory, between any processes; see `manycore.queues.Queue`.
+
+        Args:
+            maxsize: Items that it holds at most, for `put` to wait; 0 is no bound.
+        """
         return _home("queues").Queue(maxsize, ctx=self.get_context())
 
     def JoinableQueue(self, maxsize: int = 0) -> Any:  # noqa: N802
-        """A queue that can be joined."""
+        """A queue whose readers say `task_done` for each item, and whose `join` waits for that; else as `Queue`."""
         return _home("queues").JoinableQueue(maxsize, ctx=self.get_context())
 
     def SimpleQueue(self) -> Any:  # noqa: N802
-        """A queue without options."""
+        """A queue with `put`, `get`, `empty` and `close` alone."""
         return _home("queues").SimpleQueue(ctx=self.get_context())
 
     def Pool(  # noqa: N802
         self,
-        processes: int | None = None,
+        processes: int | Literal["auto"] | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        **options: Any,
     ) -> Any:
-        """A pool of workers."""
-        return _home("pool").Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+        """A pool of workers, which start by this context's method; the options are those of `manycore.Pool`."""
+        given = (processes, initializer, initargs, maxtasksperchild)
+        return _home("pool").Pool(*given, context=self.get_context(), **options)
 
     def RawValue(self, typecode_or_type: Any, *args: Any) -> Any:  # noqa: N802
-        """A ctypes object in shared memory."""
+        """A ctypes object in shared memory, without a lock. A type code is one of `array`: "i", "d" and so on."""
         return _home("sharedctypes").RawValue(typecode_or_type, *args)
 
     def RawArray(self, typecode_or_type: Any, size_or_initializer: Any) -> Any:  # noqa: N802
-        """A ctypes array in shared memory."""
+        """A ctypes array in shared memory, without a lock: of a length, or of the items given."""
         return _home("sharedctypes").RawArray(typecode_or_type, size_or_initializer)
 
     def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:  # noqa: N802
-        """A ctypes object in shared memory, with a lock."""
+        """A ctypes object in shared memory, with a lock (`get_lock()`); its value is `value`. See also `Atomic`."""
         return _home("sharedctypes").Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
 
     def Array(self, typecode_or_type: Any, size_or_initializer: Any, *, lock: Any = True) -> Any:  # noqa: N802
-        """A ctypes array in shared memory, with a lock."""
+        """A ctypes array in shared memory, with a lock: of a length, or of the items given. See also `SharedArray`."""
         return _home("sharedctypes").Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
 
     def Atomic(self, value: float = 0) -> Any:  # noqa: N802

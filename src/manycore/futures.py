@@ -30,10 +30,10 @@ from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar
 
 from manycore import _launch, errors
-from manycore._engine import bring, here
+from manycore._engine import bring
 from manycore._engine.options import TakesOptions
-from manycore._engine.settings import INSTEAD, nanoseconds, start_method_of
-from manycore._launch.machine import automatic_workers
+from manycore._engine.settings import INSTEAD, nanoseconds, number_of_workers, start_method_of
+from manycore._launch.arguments import integer, text
 from manycore.pool import check
 
 if TYPE_CHECKING:
@@ -144,12 +144,7 @@ class ProcessPoolExecutor(TakesOptions, Executor):
         blas_threads: int | None = None,
         initializer_timeout: float | None = None,
     ) -> None:
-        if max_workers is None:
-            max_workers = here.cores()
-        elif max_workers == "auto":
-            max_workers = min(here.cores(), automatic_workers())
-        elif max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")
+        workers = number_of_workers("max_workers", max_workers)
         if max_tasks_per_child is not None:
             if not isinstance(max_tasks_per_child, int):
                 raise TypeError("max_tasks_per_child must be an integer")
@@ -160,16 +155,16 @@ class ProcessPoolExecutor(TakesOptions, Executor):
         self._mp_context = mp_context
         self._engine = Engine(
             Settings(
-                workers=max_workers,
+                workers=workers,
                 initializer=initializer,
                 initargs=tuple(initargs),
                 max_tasks=max_tasks_per_child or 0,
-                name=name or "",
+                name=text("name", name or ""),
                 finalizer=finalizer,
                 start_method=method,
                 logs=logs,
                 idle_ns=nanoseconds("idle_timeout", idle_timeout),
-                blas_threads=blas_threads,
+                blas_threads=None if blas_threads is None else integer("blas_threads", blas_threads, least=0),
                 initializer_ns=nanoseconds("initializer_timeout", initializer_timeout),
             )
         )

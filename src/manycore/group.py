@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from manycore import context as _context
 from manycore._engine.aftermath import sleep_on
+from manycore._launch.arguments import seconds
 from manycore._launch.watch import Watcher
 from manycore.errors import TimeoutError, WorkerDied
 
@@ -49,8 +50,8 @@ class Group:
         self, *, timeout: float | None = None, grace: float = _GRACE_S, context: Any = None, name: str = "group"
     ) -> None:
         self.name = name
-        self._grace = grace
-        self._timeout = timeout
+        self._grace = seconds("grace", grace)
+        self._timeout = None if timeout is None else seconds("timeout", timeout)
         self._context = _context.get_context() if context is None else context
         # _lock guards the fields below it. The watcher's thread takes it too; nothing blocks under it.
         self._lock = threading.Condition()

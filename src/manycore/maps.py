@@ -6,9 +6,9 @@ from collections.abc import Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from manycore._engine import bring, here
-from manycore._engine.settings import nanoseconds, start_method_of
-from manycore._launch.machine import automatic_workers
+from manycore._engine import bring
+from manycore._engine.settings import nanoseconds, number_of_workers, start_method_of
+from manycore._launch.arguments import integer
 from manycore.pool import Pool, check
 
 if TYPE_CHECKING:
@@ -113,13 +113,7 @@ def map(
 
 def _fitting(workers: int | Literal["auto"] | None, items: int) -> int:
     """As many workers as were asked for, but not more than there are items."""
-    if workers is None:
-        workers = here.cores()
-    elif workers == "auto":
-        workers = min(here.cores(), automatic_workers())
-    elif workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
-    return max(1, min(workers, items))
+    return max(1, min(number_of_workers("workers", workers), items))
 
 
 def imap(
@@ -173,13 +167,14 @@ def imap(
     if not callable(function):
         raise TypeError(f"{function!r} is not callable")
     check(on_error)
-    if workers is not None and workers != "auto" and workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
+    size = number_of_workers("workers", workers)
+    integer("buffersize", buffersize)
     if buffersize < 0:
         raise ValueError(f"buffersize must be at least 1, or 0 for what is useful, not {buffersize}")
     nanoseconds("initializer_timeout", initializer_timeout)
     star = len(iterables) != 1
     items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
+    iter(items)  # what is no iterable is said here, and not where the first result is taken
     total = len(items) if isinstance(items, Sized) else None
     bring(_ENGINE, globals(), start_zygote=start_method_of(None) == "zygote")
     policy = make_policy(
@@ -193,7 +188,7 @@ def imap(
         name=name,
     )
     options = MapOptions(star=star, ordered=ordered, lazy=True, window=buffersize, policy=policy)
-    given = (workers, initializer, tuple(initargs))
+    given = (size, initializer, tuple(initargs))
     pool = partial(Pool, *given, finalizer=finalizer, initializer_timeout=initializer_timeout)
     return _stream(pool, function, items, options, on_error, progress, total)
 

@@ -16,10 +16,10 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
-from manycore._engine import bring, here
+from manycore._engine import bring
 from manycore._engine.options import TakesOptions
-from manycore._engine.settings import INSTEAD, nanoseconds, start_method_of
-from manycore._launch.machine import automatic_workers
+from manycore._engine.settings import INSTEAD, nanoseconds, number_of_workers, start_method_of
+from manycore._launch.arguments import integer, module_names, text
 from manycore.errors import RemoteTraceback
 
 if TYPE_CHECKING:
@@ -167,28 +167,23 @@ class Pool(TakesOptions):
     ) -> None:
         method = start_method_of(context)
         bring(_ENGINE, globals(), start_zygote=method == "zygote")
-        if processes is None:
-            processes = here.cores()
-        elif processes == "auto":
-            processes = min(here.cores(), automatic_workers())
-        if processes < 1:
-            raise ValueError("Number of processes must be at least 1")
+        workers = number_of_workers("processes", processes)
         given: object = maxtasksperchild
         if given is not None and (not isinstance(given, int) or given <= 0):
             raise ValueError("maxtasksperchild must be a positive int or None")
         self._engine = Engine(
             Settings(
-                workers=processes,
+                workers=workers,
                 initializer=initializer,
                 initargs=tuple(initargs),
                 max_tasks=maxtasksperchild or 0,
-                name=name or "",
+                name=text("name", name or ""),
                 start_method=method,
-                preload=tuple(preload),
+                preload=module_names("preload", preload),
                 finalizer=finalizer,
                 logs=logs,
                 idle_ns=nanoseconds("idle_timeout", idle_timeout),
-                blas_threads=blas_threads,
+                blas_threads=None if blas_threads is None else integer("blas_threads", blas_threads, least=0),
                 initializer_ns=nanoseconds("initializer_timeout", initializer_timeout),
             )
         )

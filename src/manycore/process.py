@@ -152,6 +152,8 @@ class BaseProcess(_std.BaseProcess):
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
     ) -> None:
+        if target is not None and not callable(target):
+            raise TypeError(f"target must be callable, not {target!r}")
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
         if on_death is not None and not callable(on_death):
             raise TypeError(f"on_death must be callable, not {on_death!r}")

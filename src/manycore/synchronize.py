@@ -40,6 +40,7 @@ from threading import BrokenBarrierError
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from manycore._launch.arguments import integer, text
 from manycore._memory.cells import Cell, allocate
 from manycore._native import events as _events
 from manycore._native import shared as _shared
@@ -115,6 +116,7 @@ class _Owned:
     def __init__(self, *, ctx: object = None, on_owner_death: str = "raise", name: str = "") -> None:  # noqa: ARG002
         if on_owner_death not in {"raise", "acquire"}:
             raise ValueError(f'on_owner_death is "raise" or "acquire", not {on_owner_death!r}')
+        name = text("name", name)
         self._make(allocate(_native.LOCK_BYTES), on_owner_death == "raise")
         if name:
             place = self.cell.buffer[_native.LOCK_NAME]
@@ -334,6 +336,8 @@ class Condition(_events.Condition):
     __slots__ = ()
 
     def __init__(self, lock: Any = None, *, ctx: object = None) -> None:  # noqa: ARG002
+        if lock is not None and not hasattr(lock, "acquire"):
+            raise TypeError(f"lock must be a lock, not {lock!r}")
         self._make(allocate(_events.CONDITION_BYTES), RLock() if lock is None else lock)
 
     @classmethod
@@ -409,6 +413,9 @@ class Barrier(_events.Barrier):
     ) -> None:
         if on_party_death not in {"break", "wait"}:
             raise ValueError(f'on_party_death is "break" or "wait", not {on_party_death!r}')
+        if action is not None and not callable(action):
+            raise TypeError(f"action must be callable, not {action!r}")
+        integer("parties", parties)
         self._make(allocate(self._bytes(parties)), parties, on_party_death == "break")
         self._action = action
         self._timeout = timeout

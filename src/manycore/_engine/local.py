@@ -39,6 +39,7 @@ from manycore._engine.settings import Settings, Stats
 from manycore._engine.settlement import Settlement
 from manycore._engine.task import TaskState
 from manycore._engine.workforce import Workforce
+from manycore._launch.arguments import integer
 from manycore._memory.segment import Segment
 from manycore._native.ring import SHIELD, WORKERS_MAX, TaskRing, Turn, now_ns
 from manycore._native.step import Mutex, check_free, inside, postpone
@@ -263,7 +264,7 @@ class Engine(Collecting):
 
     def resize(self, workers: int) -> None:
         """Have so many workers from now on; those that are too many finish what they have begun."""
-        if not 1 <= workers <= WORKERS_MAX:
+        if not 1 <= integer("the number of workers", workers) <= WORKERS_MAX:
             raise ValueError(f"a pool has 1 to {WORKERS_MAX} workers, not {workers}")
         check_free()
         with SHIELD, self._lock:

@@ -43,6 +43,7 @@ from manycore._engine.functions import name_of
 from manycore._engine.future import outcome_of
 from manycore._engine.outcomes import FAILED, Block, Outcome
 from manycore._engine.settings import MapOptions
+from manycore._launch.arguments import integer
 from manycore._native.ring import SHIELD
 from manycore._native.step import NESTED, Mutex, check_free, postpone
 from manycore.errors import PoolClosed, ResultLost
@@ -83,8 +84,10 @@ class MapRun(Amidst):
     """
 
     def __init__(self, engine: Engine, function: Callable[..., Any], items: Iterable[Any], options: MapOptions) -> None:
+        integer("chunksize", options.chunksize)
         if options.chunksize < 0:
             raise ValueError(f"chunksize must be at least 1, not {options.chunksize}")
+        integer("buffersize", options.window)
         if options.window < 0:
             raise ValueError(f"buffersize must be at least 1, or 0 for what is useful, not {options.window}")
         super().__init__()

@@ -254,6 +254,10 @@ class Callbacks:
     def __init__(
         self, callback: Callable[[Any], object] | None, error_callback: Callable[[BaseException], object] | None
     ) -> None:
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback must be callable, not {callback!r}")
+        if error_callback is not None and not callable(error_callback):
+            raise TypeError(f"error_callback must be callable, not {error_callback!r}")
         self.callback = callback
         self.error_callback = error_callback
         self._caller = 0

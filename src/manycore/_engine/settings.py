@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from manycore._launch.arguments import seconds
+from manycore._engine import here
+from manycore._launch.arguments import integer, seconds
+from manycore._launch.machine import automatic_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,7 +15,17 @@ if TYPE_CHECKING:
     from manycore._engine.calls import Task
     from manycore._engine.policy import Policy
 
-__all__ = ["INSTEAD", "START_METHODS", "MapOptions", "Settings", "Sink", "Stats", "nanoseconds", "start_method_of"]
+__all__ = [
+    "INSTEAD",
+    "START_METHODS",
+    "MapOptions",
+    "Settings",
+    "Sink",
+    "Stats",
+    "nanoseconds",
+    "number_of_workers",
+    "start_method_of",
+]
 
 START_METHODS: Final = ("zygote", "fork", "spawn", "forkserver")
 
@@ -40,6 +52,25 @@ def start_method_of(context: Any) -> str:
     if method not in START_METHODS:
         raise ValueError(f"workers start by one of {', '.join(START_METHODS)}; {context!r} has {method!r}")
     return str(method)
+
+
+def number_of_workers(what: str, given: Any) -> int:
+    """How many workers a caller asks for: None is as many as there are cores, "auto" counts the memory as well.
+
+    Raises:
+        TypeError: It is neither of these, nor an int.
+        ValueError: It is less than 1.
+    """
+    if given is None:
+        return here.cores()
+    if isinstance(given, str) and given == "auto":
+        return min(here.cores(), automatic_workers())
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        raise TypeError(f"{what} must be an int, 'auto' or None, not {given!r}")
+    number = integer(what, given)
+    if number < 1:
+        raise ValueError(f"{what} must be greater than 0, not {number}")
+    return number
 
 
 def nanoseconds(what: str, given: Any) -> int:

@@ -1,4 +1,4 @@
-"""Numbers that callers give, checked at the call: what is wrong is said there, with the argument's name."""
+"""What callers give, checked at the call: what is wrong is said there, with the argument's name."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 
 TYPE_CHECKING = False  # imports little: `Process` objects are made everywhere
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
-__all__ = ["integer", "seconds"]
+__all__ = ["integer", "module_names", "seconds", "text"]
 
 
 def seconds(what: str, value: Any) -> float:
@@ -39,3 +40,25 @@ def integer(what: str, value: Any, *, least: int | None = None) -> int:
     if least is not None and number < least:
         raise ValueError(f"{what} must be at least {least}, not {number}")
     return number
+
+
+def text(what: str, value: Any) -> str:
+    """A str.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {value!r}")
+    return value
+
+
+def module_names(what: str, value: Iterable[str]) -> tuple[str, ...]:
+    """Names of modules.
+
+    Raises:
+        TypeError: They are none. One str alone would be taken for the names that its letters are.
+    """
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{what} must be names of modules, such as ['numpy'], not {value!r}")
+    return tuple(text(f"a name in {what}", name) for name in value)

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from manycore._launch.arguments import module_names
 from manycore._launch.parent import Launcher
 from manycore._memory.modules import loaded
 from manycore._native.process import End
@@ -140,8 +141,11 @@ def preload(*modules: str) -> None:
     """Import modules in the zygote, so that every process to come has them at no cost.
 
     What cannot be imported there is reported as a `ManycoreWarning`.
+
+    Raises:
+        TypeError: A name is no str.
     """
-    current().preload(modules)
+    current().preload(module_names("modules", modules))
 
 
 def ensure_started() -> None:

@@ -70,7 +70,7 @@ class ZygotePopen:
         self._fds: list[int] = []
         _std_context.set_spawning_popen(self)  # type: ignore[arg-type]
         try:
-            body = codec.dumps(process_obj)
+            body = codec.dumps(process_obj, roots=("process",))
         finally:
             _std_context.set_spawning_popen(None)
         parent = os.pidfd_open(os.getpid())

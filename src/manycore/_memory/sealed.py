@@ -98,7 +98,7 @@ class Sealed:
     def __init__(self, value: object) -> None:
         self._fd = -1
         buffers: list[Any] = []
-        data = codec.dumps(value, buffers=buffers, least=1)
+        data = codec.dumps(value, buffers=buffers, least=1, roots=("value",))
         parts = [memoryview(data), *buffers]
         layout, offset = [], _PAGE
         for part in parts:

@@ -8,7 +8,9 @@ If a process dies: what it had written is there. Its lock, if it held it, goes t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from operator import index
 from typing import Any, Self
 
 import numpy as np
@@ -55,10 +57,10 @@ class SharedArray(np.ndarray[Any, np.dtype[Any]]):
         dtype = np.dtype(dtype)
         if dtype.hasobject:
             raise TypeError(f"an array of {dtype} holds references to this process's objects and cannot be shared")
-        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-        count = 1
-        for extent in shape:
-            count *= int(extent)
+        shape = tuple(map(index, shape)) if isinstance(shape, (tuple, list)) else (index(shape),)
+        if any(extent < 0 for extent in shape):
+            raise ValueError(f"shape must have no negative extent, as {shape} has")
+        count = math.prod(shape)
         segment = Segment.create(max(1, count * dtype.itemsize), "manycore:array")
         self = super().__new__(cls, shape, dtype, buffer=segment.buffer, order=order)
         self._segment = segment
