@@ -10,26 +10,27 @@ import pytest
 
 import manycore
 
+SIZES: list[tuple[Callable[..., object], str]] = [
+    (manycore.Pool, "processes"),
+    (manycore.ProcessPoolExecutor, "max_workers"),
+    (lambda **workers: manycore.map(abs, [1], **workers), "workers"),
+    (lambda **workers: manycore.imap(abs, [1], **workers), "workers"),
+]
 WRONG: list[tuple[Callable[..., object], dict[str, Any], type[Exception], str]] = [
     *(
         (make, {name: value}, error, f"^{name} must be ")
-        for make, name in [
-            (manycore.Pool, "processes"),
-            (manycore.ProcessPoolExecutor, "max_workers"),
-            (lambda **workers: manycore.map(abs, [1], **workers), "workers"),
-            (lambda **workers: manycore.imap(abs, [1], **workers), "workers"),
-        ]
+        for make, name in SIZES
         for value, error in [("4", TypeError), (2.5, TypeError), (True, TypeError), (0, ValueError), (-1, ValueError)]
     ),
     *(
-        (make, wrong, error, f"^{next(iter(wrong))} must be ")
+        (make, {name: value}, error, f"^{name} must be ")
         for make in (manycore.Pool, manycore.ProcessPoolExecutor)
-        for wrong, error in [
-            ({"name": 3}, TypeError),
-            ({"blas_threads": -1}, ValueError),
-            ({"blas_threads": "a"}, TypeError),
-            ({"idle_timeout": "a"}, TypeError),
-            ({"initializer": 3}, TypeError),
+        for name, value, error in [
+            ("name", 3, TypeError),
+            ("blas_threads", -1, ValueError),
+            ("blas_threads", "a", TypeError),
+            ("idle_timeout", "a", TypeError),
+            ("initializer", 3, TypeError),
         ]
     ),
     (manycore.Pool, {"preload": "numpy"}, TypeError, "^preload must be names of modules"),
