@@ -87,3 +87,21 @@ def late():
 threading._register_atexit(late)
 """
     assert printed(program) == ["WorkerDied", "TimeoutError"]
+
+
+def test_a_child_imports_nothing_that_starts_processes() -> None:
+    program = """
+import json
+import manycore
+
+def work(connection):
+    import sys
+    connection.send(sorted(sys.modules))
+
+ours, theirs = manycore.Pipe()
+process = manycore.Process(target=work, args=(theirs,), result=True)
+process.start()
+print(json.dumps(ours.recv()))
+process.result()
+"""
+    assert {"manycore._launch.popen", "manycore._launch.parent", "runpy"} & set(printed(program)) == set()

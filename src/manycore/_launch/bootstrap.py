@@ -10,9 +10,20 @@ from multiprocessing import process, util
 from manycore._launch import main_module
 from manycore._memory import codec
 
-__all__ = ["inherited_fds", "main"]
+__all__ = ["InheritedFd", "main"]
 
-inherited_fds: list[int] = []  # what popen.InheritedFd counts in
+_inherited_fds: list[int] = []
+
+
+class InheritedFd:
+    """Stands for a descriptor in a pickle that goes to a new child, which finds it by its place in a list."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def detach(self) -> int:
+        """The descriptor, in the child."""
+        return _inherited_fds[self.index]
 
 
 def main(payload: bytes, fds: list[int]) -> int:
@@ -34,7 +45,7 @@ def main(payload: bytes, fds: list[int]) -> int:
         from multiprocessing import resource_tracker
 
         resource_tracker._resource_tracker._fd = rest.pop(0)  # type: ignore[attr-defined]
-    inherited_fds[:] = rest
+    _inherited_fds[:] = rest
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     current = process.current_process()
     current._inheriting = True  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from manycore import errors
 from manycore._launch import launcher, main_module, oom, tree, watch
+from manycore._launch.bootstrap import InheritedFd
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import bury, exit_code_from_kernel, is_ready
 from manycore._launch.handle import own_modules
@@ -43,19 +44,6 @@ UNKNOWN_EXIT_CODE = 255  # what multiprocessing says of a child whose exit code 
 _ENTRY = "manycore._launch.bootstrap:main"
 _SERVER_ENDS_S = 2.0  # for a fork server that takes no more requests
 _REAP_GRACE_S = 0.2  # for whoever reaps a child that is not ours
-
-
-class InheritedFd:
-    """Stands for a descriptor in a pickle that goes to a new child, which finds it by its place in a list."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def detach(self) -> int:
-        """The descriptor, in the child."""
-        from manycore._launch import bootstrap
-
-        return bootstrap.inherited_fds[self.index]
 
 
 class ZygotePopen:
