@@ -166,6 +166,19 @@ def test_a_worker_leaves_both_stacks(context: Any) -> None:
     assert "_PyEval" not in notes
 
 
+def test_as_text_it_is_for_people() -> None:
+    crashed = manycore.Certificate(
+        812, "worker 0", -11, 1.5, 0.25, 12_300_000, 4.0, native_stack='Binary file "libx.so", at decode+0x1 [0x1]'
+    )
+    assert str(crashed).splitlines() == [
+        "worker 0 (pid 812): SIGSEGV",
+        "It ran for 4.00 s, with 1.75 s of processor time and 12.3 MB at the most.",
+        "In native code (most recent call first):",
+        "  decode+0x1 in libx.so",
+    ]
+    assert str(manycore.Certificate(0, "", None, note="no such file")).startswith("process (pid 0): no such file\n")
+
+
 def test_native_stacks_are_shown_in_few_lines() -> None:
     frames = [f'  Binary file "/usr/lib/libc.so.6", at f{number}+0x1 [0x7f00]' for number in range(30)]
     certificate = manycore.Certificate(1, "", -11, native_stack="\n".join(frames))

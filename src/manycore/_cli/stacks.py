@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+
 import click
 
+import manycore
 from manycore._cli.exits import FAILED, CommandError
 from manycore._launch import stacks
 from manycore._launch.roster import family
 
 __all__ = ["command"]
+
+# Frames of these, at the bottom of a stack, led to the code that the process was given: the same in all processes.
+_BENEATH = tuple(f'  File "{os.path.dirname(module.__file__ or "")}{os.sep}' for module in (manycore, multiprocessing))
+_BENEATH += ('  File "<string>"', '  File "<frozen runpy>"')
 
 
 @click.command("stacks")
@@ -16,11 +24,12 @@ __all__ = ["command"]
 @click.option(
     "--timeout", type=float, default=2.0, show_default=True, help="Seconds that a process may take to answer."
 )
-def command(*, pid: int, timeout: float) -> None:
+@click.option("--full", is_flag=True, help="Also the frames of manycore's that led to the code of a process.")
+def command(*, pid: int, timeout: float, full: bool) -> None:
     """Show where a program's processes are, also when they are stuck.
 
-    PID is a process that manycore started, or a program: then it is all that the program started. (A program
-    itself does not answer, as manycore takes no signal of its own program's.)
+    PID is a process that manycore started, or a program: then it is all that the program started. (The program
+    itself does not answer: manycore installs no handler of a signal there.)
     """
     members = family(pid)
     asked = [entry for entry in members if entry.role not in {"program", "zygote", "spare"}]
@@ -30,7 +39,8 @@ def command(*, pid: int, timeout: float) -> None:
     for entry in asked:
         click.echo(f"{entry.pid} {entry.title}{f' [{entry.task}]' if entry.task else ''} ({entry.state})")
         try:
-            click.echo(stacks.read(entry.pid, timeout).rstrip())
+            report = stacks.read(entry.pid, timeout).rstrip()
+            click.echo(report if full else shorten(report))
         except (LookupError, TimeoutError, OSError) as error:
             silent += 1
             click.echo(f"  {error}")
@@ -39,3 +49,18 @@ def command(*, pid: int, timeout: float) -> None:
         click.echo(f"{pid} has started no process that still runs")
     if silent and silent == len(asked):
         raise click.exceptions.Exit(FAILED)
+
+
+def shorten(report: str) -> str:
+    """Stacks, innermost frame first, without the frames beneath the user's code; of none but those, the innermost."""
+    kept: list[str] = []
+    frames: list[str] = []
+    for line in [*report.splitlines(), ""]:
+        if line.startswith("  "):
+            frames.append(line)
+            continue
+        while len(frames) > 1 and frames[-1].startswith(_BENEATH):
+            frames.pop()
+        kept += [*frames, line]
+        frames = []
+    return "\n".join(kept[:-1])

@@ -88,5 +88,20 @@ class Certificate(NamedTuple):
             return f"exit code {self.exitcode}"
         return f"{self.signal_name}{' (out of memory)' if self.oom else ''}"
 
+    def __str__(self) -> str:
+        """All that is known, in lines for people."""
+        used = f"{self.user_seconds + self.system_seconds:.2f} s of processor time"
+        memory = f"{self.peak_rss_bytes / 1e6:.1f} MB at the most"
+        lines = [
+            f"{self.title or 'process'} (pid {self.pid}): {self.describe()}",
+            f"It ran for {self.wall_seconds:.2f} s, with {used} and {memory}.",
+        ]
+        if self.note and self.exitcode is not None:
+            lines.append(self.note)
+        for where, frames in (("It died here", self.where), ("In native code", self.native_where)):
+            if frames:
+                lines += [f"{where} (most recent call first):", frames]
+        return "\n".join(lines)
+
 
 ExitStatus = Certificate

@@ -83,6 +83,8 @@ def test_stacks_of_a_stuck_program(program: tuple[subprocess.Popen[str], int]) -
         assert result.exit_code == 0
         assert f"{pid} process 'the busy one'" in result.output
         assert "in stuck_in_c" in result.output
+        assert "zygote.py" not in result.output
+    assert "zygote.py" in invoke("stacks", pid, "--timeout", 30, "--full").output
 
 
 def test_kill_ends_the_tree(program: tuple[subprocess.Popen[str], int]) -> None:
