@@ -9,6 +9,9 @@ The classes are subclasses of the standard library's, so that whatever takes an 
 What a context makes is ours as well.
 """
 
+# Ours are no subclasses of the standard library's, which the base class declares; `_home` imports them when needed.
+# mypy: disable-error-code="override, no-any-return"
+
 from __future__ import annotations
 
 import sys
@@ -23,6 +26,8 @@ TYPE_CHECKING = False  # every process imports this module, so it imports little
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, Literal
+
+    from manycore import connection, managers, pool, queues, sharedctypes, synchronize
 
 __all__ = [
     "Array",
@@ -89,47 +94,47 @@ class BaseContext(_std.BaseContext):
 
         return cpu_count()
 
-    def Manager(self) -> Any:  # noqa: N802
+    def Manager(self) -> managers.SyncManager:  # noqa: N802
         """A started manager, whose process holds objects that others reach by proxies."""
         manager = _home("managers").SyncManager(ctx=self.get_context())
         manager.start()
         return manager
 
-    def Pipe(self, duplex: bool = True) -> Any:  # noqa: N802
+    def Pipe(self, duplex: bool = True) -> tuple[connection.Connection, connection.Connection]:  # noqa: N802
         """Two connections that are the ends of a pipe; with `duplex`, both send and receive."""
         return _home("connection").Pipe(duplex)
 
-    def Lock(self, **options: Any) -> Any:  # noqa: N802
+    def Lock(self, **options: Any) -> synchronize.Lock:  # noqa: N802
         """A lock; the options are those of `manycore.synchronize.Lock`."""
         return _home("synchronize").Lock(ctx=self.get_context(), **options)
 
-    def RLock(self, **options: Any) -> Any:  # noqa: N802
+    def RLock(self, **options: Any) -> synchronize.RLock:  # noqa: N802
         """A lock that its holder may acquire again; the options are those of `manycore.synchronize.RLock`."""
         return _home("synchronize").RLock(ctx=self.get_context(), **options)
 
-    def Condition(self, lock: Any = None) -> Any:  # noqa: N802
+    def Condition(self, lock: Any = None) -> synchronize.Condition:  # noqa: N802
         """A condition variable over `lock`, by default a recursive lock of its own; see `synchronize.Condition`."""
         return _home("synchronize").Condition(lock, ctx=self.get_context())
 
-    def Semaphore(self, value: int = 1) -> Any:  # noqa: N802
+    def Semaphore(self, value: int = 1) -> synchronize.Semaphore:  # noqa: N802
         """A semaphore of `value` permits, which come back from processes that die."""
         return _home("synchronize").Semaphore(value, ctx=self.get_context())
 
-    def BoundedSemaphore(self, value: int = 1) -> Any:  # noqa: N802
+    def BoundedSemaphore(self, value: int = 1) -> synchronize.BoundedSemaphore:  # noqa: N802
         """A semaphore that cannot be released more often than it was acquired."""
         return _home("synchronize").BoundedSemaphore(value, ctx=self.get_context())
 
-    def Event(self) -> Any:  # noqa: N802
+    def Event(self) -> synchronize.Event:  # noqa: N802
         """A flag that processes set, clear and wait for."""
         return _home("synchronize").Event(ctx=self.get_context())
 
     def Barrier(  # noqa: N802
         self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
-    ) -> Any:
+    ) -> synchronize.Barrier:
         """A barrier that opens when `parties` processes or threads wait at it; see `manycore.synchronize.Barrier`."""
         return _home("synchronize").Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize: int = 0) -> Any:  # noqa: N802
+    def Queue(self, maxsize: int = 0) -> queues.Queue:  # noqa: N802
         """A queue in shared memory, between any processes; see `manycore.queues.Queue`.
 
         Args:
@@ -137,11 +142,11 @@ class BaseContext(_std.BaseContext):
         """
         return _home("queues").Queue(maxsize, ctx=self.get_context())
 
-    def JoinableQueue(self, maxsize: int = 0) -> Any:  # noqa: N802
+    def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue:  # noqa: N802
         """A queue whose readers say `task_done` for each item, and whose `join` waits for that; else as `Queue`."""
         return _home("queues").JoinableQueue(maxsize, ctx=self.get_context())
 
-    def SimpleQueue(self) -> Any:  # noqa: N802
+    def SimpleQueue(self) -> queues.SimpleQueue:  # noqa: N802
         """A queue with `put`, `get`, `empty` and `close` alone."""
         return _home("queues").SimpleQueue(ctx=self.get_context())
 
@@ -152,7 +157,7 @@ class BaseContext(_std.BaseContext):
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> pool.Pool:
         """A pool of workers, which start by this context's method; the options are those of `manycore.Pool`."""
         given = (processes, initializer, initargs, maxtasksperchild)
         return _home("pool").Pool(*given, context=self.get_context(), **options)
@@ -173,11 +178,11 @@ class BaseContext(_std.BaseContext):
         """A ctypes array in shared memory, with a lock: of a length, or of the items given. See also `SharedArray`."""
         return _home("sharedctypes").Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
 
-    def Atomic(self, value: float = 0) -> Any:  # noqa: N802
+    def Atomic(self, value: float = 0) -> sharedctypes.Atomic:  # noqa: N802
         """A number in shared memory whose every operation is one step."""
         return _home("sharedctypes").Atomic(value, ctx=self.get_context())
 
-    def ReadWriteLock(self, **options: Any) -> Any:  # noqa: N802
+    def ReadWriteLock(self, **options: Any) -> synchronize.ReadWriteLock:  # noqa: N802
         """A lock for many readers or one writer; the options are those of `manycore.synchronize.ReadWriteLock`."""
         return _home("synchronize").ReadWriteLock(ctx=self.get_context(), **options)
 

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_type
 
 import pytest
 
 import manycore
+from manycore import queues, synchronize
 
 METHODS = ["zygote", "fork", "spawn", "forkserver"]
 
@@ -66,6 +67,7 @@ def test_names_and_errors() -> None:
 GUARDED = """
 import concurrent.futures, sys
 import manycore
+from manycore import queues, synchronize
 
 def square(value):
     return value * value
@@ -89,6 +91,7 @@ def test_functions_of_main_that_are_pickled_by_reference(as_module: bool, tmp_pa
 WITHOUT_A_FILE = """
 import concurrent.futures, multiprocessing.pool, sys
 import manycore
+from manycore import queues, synchronize
 
 class Pair:
     def __init__(self, value):
@@ -131,6 +134,7 @@ def test_the_standard_pools_and_a_program_from_anywhere(method: str, how: str, t
 
 CLASSES_OF_MAIN = """
 import manycore
+from manycore import queues, synchronize
 
 class Pair:
     pass
@@ -168,3 +172,9 @@ def test_an_unguarded_program_that_needs_the_guard_ends(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "__name__ == " in done.stderr
+
+
+def test_editors_know_what_the_functions_of_the_face_return() -> None:
+    assert_type(manycore.Queue(), queues.Queue)
+    assert_type(manycore.Lock(), synchronize.Lock)
+    assert_type(manycore.Event(), synchronize.Event)
