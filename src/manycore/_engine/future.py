@@ -93,7 +93,9 @@ def outcome_of(status: int, data: Any, place: Callable[[], str]) -> tuple[Any, B
         error = ResultPicklingError(f"{value} could not be pickled: {why}", value=value, exc=why)
     else:
         value = f"{name}, raised by {where}"
-        error = ResultPicklingError(f"{where} raised {name}, which could not be brought here", value=value, exc=name)
+        error = ResultPicklingError(
+            f"{where} raised {name}, which could not be pickled there or rebuilt here", value=value, exc=name
+        )
     error.__cause__ = RemoteTraceback(text)
     return None, error
 

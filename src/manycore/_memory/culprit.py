@@ -7,6 +7,7 @@ until no part of it fails. Each step pickles the parts anew, hence the bounds.
 
 from __future__ import annotations
 
+import io
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,11 @@ _SECONDS = 1.0  # of search at most; what was found by then is named
 _DEPTH = 50
 _PARTS = 10_000  # of one container, looked at
 _OWN_IDEAS = ("__reduce_ex__", "__reduce__", "__getstate__")
+_HINTS: tuple[tuple[type, str], ...] = (
+    (types.CoroutineType, "; an async function makes one: take a function that calls asyncio.run on it"),
+    (types.GeneratorType, "; make a list of it"),
+    (io.IOBase, "; send its path, and open it there"),
+)
 _SHARED = ("synchronize", "queues", "sharedctypes")  # of multiprocessing: what reaches the children that it starts
 
 
@@ -64,7 +70,7 @@ def _reason(error: Exception, value: Any) -> str:
     package, _, module = type(value).__module__.partition(".")
     if package == "multiprocessing" and module in _SHARED:
         reason += "; manycore's go to any process"
-    return reason
+    return reason + next((hint for kind, hint in _HINTS if isinstance(value, kind)), "")
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:

@@ -164,6 +164,26 @@ def test_the_standard_librarys_shared_objects_refuse_and_the_error_says_what_goe
     assert said.endswith("through inheritance; manycore's go to any process")
 
 
+async def wait_for_nothing() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (wait_for_nothing, "asyncio.run"),
+        (lambda: (n for n in range(3)), "make a list of it"),
+        (lambda: open(__file__), "send its path"),  # noqa: SIM115
+    ],
+)
+def test_the_error_says_what_goes_in_the_place_of(make: Callable[[], Any], hint: str) -> None:
+    value = make()
+    try:
+        with pytest.raises(errors.TaskPicklingError, match=f"^item: cannot pickle .*; .*{hint}"):
+            codec.dumps(value, roots=("item",))
+    finally:
+        value.close()
+
+
 def test_an_error_of_the_users_own_is_the_cause() -> None:
     class Bad:
         def __reduce__(self) -> Any:
