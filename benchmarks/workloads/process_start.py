@@ -1,8 +1,8 @@
 """Start and join of a process that does nothing, from a small parent and from one with 2 GB resident.
 
-The function's module is one that the program has imported, and a child of a zygote has not: its import is about a third
-of the processor time of a start, as it is with "spawn" and "forkserver". So one measure is of the same function when its
-module has been preloaded; a function of the program's main file needs no import either.
+The function's module is one that the program has imported, and a child of a zygote has not: its import is a fourth
+of the processor time of a start. So one measure is of the same function when its module has been preloaded; a function
+of the program's main file needs no import either.
 
 What would limit it are pages, each of which is copied when a child first writes to it: a count of references is enough.
 On CPython 3.11 a child that runs `noop` writes to some 600 that it shares with its zygote. One child tells which they
