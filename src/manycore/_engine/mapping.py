@@ -548,6 +548,7 @@ class MapRun(Amidst):
 
     def heed(self, outcome: Outcome) -> None:
         """Raise the error of an outcome, where there is one; that of a whole run is raised at its end."""
+        __tracebackhide__ = True
         if not self._options.whole:
             outcome.give()
         elif outcome.error is not None:

@@ -48,6 +48,7 @@ class Outcome:
 
     def get(self) -> Any:
         """The result; raises the error where there is one."""
+        __tracebackhide__ = True  # IPython, notebooks and pytest leave such frames out
         if self.error is not None:
             raise self.error
         return self.result
@@ -58,6 +59,7 @@ class Outcome:
         Raises:
             RuntimeError: The error is a StopIteration or a StopAsyncIteration, and so the cause of this one.
         """
+        __tracebackhide__ = True
         means_end = isinstance(self.error, StopIteration | StopAsyncIteration)
         if means_end:
             what = f"the call for item {self.index} ({shorten(self.item)})"

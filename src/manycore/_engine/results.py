@@ -297,6 +297,7 @@ def outcomes(run: MapRun) -> Iterator[Outcome]:
 
 def gather(run: MapRun, on_error: OnError) -> list[Any]:
     """All results of a run, in order. With on_error="raise", a whole run's first error is raised when it is over."""
+    __tracebackhide__ = True  # IPython, notebooks and pytest leave such frames out
     results: list[Any] = []
     try:
         while (block := run.next_block()) is not None:
@@ -314,6 +315,7 @@ def gather(run: MapRun, on_error: OnError) -> list[Any]:
 
 def add_results(run: MapRun, block: Block, results: list[Any], on_error: OnError) -> None:
     """Add a block's results to those before it; there are none any more once a whole run has failed."""
+    __tracebackhide__ = True
     if run.failed:
         results.clear()
     elif block.status is None:

@@ -8,6 +8,7 @@ import multiprocessing.pool
 import os
 import pickle
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -217,3 +218,17 @@ def test_what_dask_and_tqdm_ask_for() -> None:
         assert list(executor.map(abs, [-1, -2], chunksize=2)) == [1, 2]
         assert executor.submit(abs, -1).result() == 1
         assert isinstance(executor, __import__("concurrent.futures").futures.Executor)
+
+
+def test_notebooks_and_pytest_are_told_which_frames_say_nothing() -> None:
+    with manycore.Pool(1) as pool:
+        maps: list[Callable[[], object]] = [
+            lambda: manycore.map(refuse, [1]),
+            lambda: pool.map(refuse, [1]),
+            lambda: list(pool.imap(refuse, [1])),
+        ]
+        for use in maps:
+            with pytest.raises(Odd) as caught:
+                use()
+            frames = [frame for frame, _ in traceback.walk_tb(caught.tb) if "__tracebackhide__" not in frame.f_locals]
+            assert not [frame for frame in frames if frame.f_code.co_name in {"gather", "add_results", "give", "get"}]
