@@ -238,15 +238,16 @@ class ZygoteProcess(_Restoring):
 
 
 def _start_zygote(cls: type) -> None:
-    from manycore._launch import launcher
+    if getattr(process.current_process(), "_inheriting", False):  # the launch says what is wrong
+        return
+    from manycore import _launch
     from manycore._launch.handle import own_modules
 
-    if not getattr(process.current_process(), "_inheriting", False):  # else the launch says what is wrong
-        launcher.preload(*own_modules(cls))
-        try:
-            launcher.ensure_started()
-        except OSError:  # the launch says it again
-            pass
+    try:
+        _launch.ensure_started()
+    except OSError:  # the launch says it again
+        pass
+    _launch.preload(*own_modules(cls))
 
 
 class ForkProcess(_Restoring, _std.ForkProcess):

@@ -7,12 +7,14 @@ rebuilt fails its own future; functions of `__main__`, lambdas and closures are 
 
 from __future__ import annotations
 
+# The same as `signal`, but without its enumerations: what is imported here is so before the zygote starts.
+import _signal  # type: ignore[import-not-found]
 import concurrent.futures
-import signal
 import sys
 import threading
 import time
 import weakref
+from _pickle import PicklingError
 from concurrent.futures import (
     ALL_COMPLETED,
     FIRST_COMPLETED,
@@ -26,27 +28,31 @@ from concurrent.futures import (
     wait,
 )
 from importlib import import_module
-from pickle import PicklingError
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, TypeVar
 
-from manycore import _launch, errors
+from manycore import _launch
 from manycore._engine import bring
+from manycore._engine.methods import start_method_of
 from manycore._engine.options import TakesOptions
-from manycore._engine.settings import INSTEAD, nanoseconds, number_of_workers, start_method_of
 from manycore._launch.arguments import integer, text
 from manycore.pool import check
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import ThreadPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from types import TracebackType
+    from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
 
     from manycore._engine.future import Future
     from manycore._engine.local import Engine, Settings, Stats
     from manycore._engine.mapping import MapOptions, MapRun
     from manycore._engine.policy import Policy
     from manycore._engine.results import MapIterator, OnError, add_results, reporter_of
+    from manycore._engine.settings import INSTEAD, nanoseconds, number_of_workers
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
 
 __all__ = [
     "ALL_COMPLETED",
@@ -65,21 +71,20 @@ __all__ = [
     "wait",
 ]
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
 # What this module has of the engine: each name once it is asked for, all once there is an executor (`bring`).
 _ENGINE: dict[str, str] = {
     "Engine": "local",
-    "MapIterator": "results",
     "Future": "future",
+    "INSTEAD": "settings",
+    "MapIterator": "results",
     "MapOptions": "mapping",
     "MapRun": "mapping",
     "Policy": "policy",
     "Settings": "local",
     "Stats": "local",
     "add_results": "results",
+    "nanoseconds": "settings",
+    "number_of_workers": "settings",
     "reporter_of": "results",
 }
 
@@ -144,14 +149,14 @@ class ProcessPoolExecutor(TakesOptions, Executor):
         blas_threads: int | None = None,
         initializer_timeout: float | None = None,
     ) -> None:
+        method = start_method_of(mp_context)
+        bring(_ENGINE, globals(), start_zygote=method == "zygote")
         workers = number_of_workers("max_workers", max_workers)
         if max_tasks_per_child is not None:
             if not isinstance(max_tasks_per_child, int):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        method = start_method_of(mp_context)
-        bring(_ENGINE, globals(), start_zygote=method == "zygote")
         self._mp_context = mp_context
         self._engine = Engine(
             Settings(
@@ -296,7 +301,7 @@ class ProcessPoolExecutor(TakesOptions, Executor):
 
         Calls that no worker has begun are cancelled, those that one has fail with `PoolBroken` (a `BrokenProcessPool`).
         """
-        self._force_shutdown(signal.SIGTERM)
+        self._force_shutdown(_signal.SIGTERM)
 
     def kill_workers(self) -> None:
         """As `terminate_workers`, but kill them at once (SIGKILL)."""
@@ -307,6 +312,8 @@ class ProcessPoolExecutor(TakesOptions, Executor):
         self.shutdown(wait=False, cancel_futures=True)
         if engine._parted:  # in a fork, where another thread may have been importing what errors are made of
             return
+        from manycore import errors
+
         ended = "terminated" if signum else "killed"
         engine.terminate(errors.PoolBroken(f"pool {engine.name!r}: its workers were {ended}"), signum)
 

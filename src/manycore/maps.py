@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from _collections_abc import Sized
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from manycore._engine import bring
-from manycore._engine.settings import nanoseconds, number_of_workers, start_method_of
+from manycore._engine.methods import start_method_of
 from manycore._launch.arguments import integer
 from manycore.pool import Pool, check
 
+TYPE_CHECKING = False  # whatever else is imported here would be so before the zygote starts, and not meanwhile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, Literal, TypeVar
 
     from manycore._engine.mapping import MapOptions
     from manycore._engine.policy import make_policy
     from manycore._engine.results import IMapIterator, OnError, gather, reporter_of
+    from manycore._engine.settings import nanoseconds, number_of_workers
+
+    T = TypeVar("T")
 
 __all__ = ["imap", "map"]
-
-T = TypeVar("T")
 
 _ENGINE: dict[str, str] = {
     "IMapIterator": "results",
     "MapOptions": "mapping",
     "gather": "results",
     "make_policy": "policy",
+    "nanoseconds": "settings",
+    "number_of_workers": "settings",
     "reporter_of": "results",
 }
 
@@ -167,16 +171,16 @@ def imap(
     if not callable(function):
         raise TypeError(f"{function!r} is not callable")
     check(on_error)
+    bring(_ENGINE, globals(), start_zygote=start_method_of(None) == "zygote")
     size = number_of_workers("workers", workers)
     integer("buffersize", buffersize)
     if buffersize < 0:
         raise ValueError(f"buffersize must be at least 1, or 0 for what is useful, not {buffersize}")
-    nanoseconds("initializer_timeout", initializer_timeout)
     star = len(iterables) != 1
     items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
     iter(items)  # what is no iterable is said here, and not where the first result is taken
     total = len(items) if isinstance(items, Sized) else None
-    bring(_ENGINE, globals(), start_zygote=start_method_of(None) == "zygote")
+    nanoseconds("initializer_timeout", initializer_timeout)
     policy = make_policy(
         timeout=timeout,
         soft_timeout=soft_timeout,

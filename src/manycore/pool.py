@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from manycore._engine import bring
+from manycore._engine.methods import start_method_of
 from manycore._engine.options import TakesOptions
-from manycore._engine.settings import INSTEAD, nanoseconds, number_of_workers, start_method_of
 from manycore._launch.arguments import integer, module_names, text
-from manycore.errors import RemoteTraceback
 
+TYPE_CHECKING = False  # whatever else is imported here would be so before the zygote starts, and not meanwhile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from multiprocessing.pool import ThreadPool
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Literal, NoReturn, Self, TypeVar
 
     from manycore._engine.background import BackgroundRun
     from manycore._engine.local import Engine, Settings, Stats
@@ -44,6 +43,10 @@ if TYPE_CHECKING:
         outcomes,
         reporter_of,
     )
+    from manycore._engine.settings import INSTEAD, nanoseconds, number_of_workers
+    from manycore.errors import RemoteTraceback
+
+    T = TypeVar("T")
 
 __all__ = [
     "AsyncResult",
@@ -57,7 +60,6 @@ __all__ = [
     "ThreadPool",
 ]
 
-T = TypeVar("T")
 _ON_ERROR = ("raise", "collect", "skip")
 
 # What this module has of the engine: each name once it is asked for, all once there is a pool (`bring`).
@@ -68,6 +70,7 @@ _ENGINE: dict[str, str] = {
     "CallingResult": "results",
     "Engine": "local",
     "Failure": "outcomes",
+    "INSTEAD": "settings",
     "IMapIterator": "results",
     "MapOptions": "mapping",
     "MapResult": "results",
@@ -77,6 +80,8 @@ _ENGINE: dict[str, str] = {
     "Settings": "local",
     "Stats": "local",
     "gather": "results",
+    "nanoseconds": "settings",
+    "number_of_workers": "settings",
     "outcomes": "results",
     "reporter_of": "results",
 }
@@ -84,7 +89,11 @@ _ENGINE: dict[str, str] = {
 
 # What `multiprocessing.pool` has besides: ours by its names there, and what is the same for both.
 _ALIASES = {"ApplyResult": "AsyncResult", "IMapUnorderedIterator": "IMapIterator"}
-_ERRORS = {"MaybeEncodingError": "ResultPicklingError", "TimeoutError": "TimeoutError"}
+_ERRORS = {
+    "MaybeEncodingError": "ResultPicklingError",
+    "RemoteTraceback": "RemoteTraceback",
+    "TimeoutError": "TimeoutError",
+}
 _STANDARD = {
     *(
         "CLOSE",

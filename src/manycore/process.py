@@ -18,7 +18,6 @@ from multiprocessing import process as _std
 from multiprocessing.process import active_children, current_process, parent_process
 
 from manycore._launch import stacks
-from manycore._launch.outcome import Outcome
 
 TYPE_CHECKING = False  # every process imports this module, so it imports little itself
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from manycore._launch import Certificate
     from manycore._launch.last_words import LastWords
     from manycore._launch.lifeline import Tie
+    from manycore._launch.outcome import Outcome
 
 __all__ = ["BaseProcess", "active_children", "current_process", "parent_process"]
 
@@ -160,7 +160,10 @@ class BaseProcess(_std.BaseProcess):
         self._on_death = on_death
         if any(setting is not None for setting in (nice, cpu_affinity, memory_limit, env, cwd)):
             self._settings = _Settings(nice, cpu_affinity, memory_limit, env, cwd)
-        self._outcome = Outcome() if result else None
+        if result:
+            from manycore._launch.outcome import Outcome
+
+            self._outcome = Outcome()
 
     def run(self) -> Any:
         """What the process does: call the target. A subclass may do something else."""

@@ -18,8 +18,9 @@ If a process dies: nothing of this outlives it.
 
 from __future__ import annotations
 
+# The same as `signal`, but without its enumerations: who waits for a first result waits for every import here.
+import _signal as signal  # type: ignore[import-not-found]
 import resource
-import signal
 
 from manycore._native.ring import now_ns
 

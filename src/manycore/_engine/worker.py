@@ -21,8 +21,10 @@ If a process dies: anywhere here, the parent reads the ring, the slots and the p
 from __future__ import annotations
 
 import _pickle as pickle  # the same, without `re` and what else `pickle` imports
+
+# The same as `signal`, but without its enumerations: who waits for a first result waits for every import here.
+import _signal as signal  # type: ignore[import-not-found]
 import os
-import signal
 import sys
 import time
 from collections import OrderedDict

@@ -2,6 +2,7 @@
 
     launcher.py     the one launcher of this process: launch(), forks, the end
     parent.py       the parent's side: one zygote, the table of children, the reaper thread
+    first.py        the first zygote, executed before the launcher is imported
     handle.py       a zygote as its parent sees it, and the requests for it
     child.py        a launched process, as its parent sees it
     certificate.py  how a process ended
@@ -36,7 +37,8 @@ TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from manycore._launch.certificate import Certificate, ExitStatus
     from manycore._launch.child import Child
-    from manycore._launch.launcher import ensure_started, launch, preload, shutdown
+    from manycore._launch.first import ensure_started
+    from manycore._launch.launcher import launch, preload, shutdown
     from manycore._launch.machine import cpu_count, memory_limit_bytes
     from manycore._launch.standard import launch_standard
 
@@ -45,7 +47,7 @@ _HOMES = {
     "Child": "child",
     "ExitStatus": "certificate",
     "cpu_count": "machine",
-    "ensure_started": "launcher",
+    "ensure_started": "first",
     "launch": "launcher",
     "launch_standard": "standard",
     "memory_limit_bytes": "machine",

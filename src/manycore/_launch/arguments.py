@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 TYPE_CHECKING = False  # imports little: `Process` objects are made everywhere
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +20,7 @@ def seconds(what: str, value: Any) -> float:
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{what} must be a number of seconds, not {value!r}")
     number = float(value)
-    if not math.isfinite(number) or number < 0:
+    if not 0 <= number < float("inf"):  # nor is NaN
         raise ValueError(f"{what} must be a finite number of seconds, 0 or more, not {value!r}")
     return number
 

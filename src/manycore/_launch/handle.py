@@ -1,23 +1,32 @@
-"""A zygote as its parent sees it: its process, its socket, what it has been told; and the requests for it."""
+"""A zygote as its parent sees it: its process, its socket, what it has been told; and the requests for it.
+
+It imports little, for the first zygote is executed before all else is imported (`first.py`).
+"""
 
 from __future__ import annotations
 
+# The same as `signal`, but without its enumerations, whose import takes longer than all others here.
+import _signal  # type: ignore[import-not-found]
 import _socket
 import fcntl
 import marshal
 import os
-import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
+from manycore import _launch
 from manycore._launch import interpreter, wire
+from manycore._memory import keeper
 from manycore._memory.memfd import create_memfd
 
+TYPE_CHECKING = False  # typing is imported while the first zygote starts
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from manycore._launch.child import Child
 
 __all__ = [
+    "Anchors",
     "Request",
     "Slot",
     "Zygote",
@@ -67,8 +76,8 @@ class Slot:
 
     def __init__(self) -> None:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-        self.theirs = high(theirs.detach())
-        self.socket = _socket.socket(fileno=high(ours.detach()))
+        fd, self.theirs = _both_high(ours.detach(), theirs.detach())
+        self.socket = _socket.socket(fileno=fd)
         self.socket.setblocking(False)
         self.generation = 0
         self.pid = 0  # 0: none, or one that was asked
@@ -84,34 +93,69 @@ class Slot:
         return self.generation if self.pid else None
 
 
+class Anchors:
+    """What all zygotes of this process, one after the other, and their children are tied to it by.
+
+    Attributes:
+        lifeline, lifeline_write: The two ends of the pipe that shows children the end of this process.
+        keeper, kept: Both ends of the keeper's sockets, where this process is its tree's root; else -1.
+    """
+
+    def __init__(self) -> None:
+        self._owner_pid = os.getpid()
+        self.lifeline, self.lifeline_write = _both_high(*os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+        self.keeper = self.kept = -1
+        try:
+            if keeper.client_fd() < 0:
+                self.keeper, self.kept = _both_high(*keeper.pair())
+                keeper.connect(self.keeper, self._owner_pid, _start)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close them. A fork keeps its end of the keeper's sockets, and so reaches the keeper."""
+        for fd in (self.lifeline, self.lifeline_write):
+            os.close(fd)
+        if self.kept >= 0:
+            os.close(self.kept)
+            if self._owner_pid == os.getpid():
+                keeper.disconnect()
+                os.close(self.keeper)
+
+
 class Zygote:
     """One zygote of this process, and what it was told."""
 
-    def __init__(self, lifeline: int, lifeline_write: int, keeper: int, kept: int) -> None:
+    def __init__(self, anchors: Anchors) -> None:
         pid = os.getpid()
         opened: list[int] = []
         self.pipe_write = -1
         self._slots: list[Slot] = []
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         try:
-            opened += [high(theirs.detach()), high(os.pidfd_open(pid))]
-            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            self.pipe_write = high(write)
-            opened.append(high(read))
+            opened.append(high(theirs.detach()))
+            opened.append(high(os.pidfd_open(pid)))
+            read, self.pipe_write = _both_high(*os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+            opened.append(read)
             places: dict[int, int] = {}
             for end, pen in zip(wire.SLOT_FDS, wire.PEN_FDS, strict=True):
                 slot = Slot()
                 self._slots.append(slot)
                 opened.append(slot.theirs)
                 places |= {end: slot.theirs, pen: slot.socket.fileno()}
-            keepers = {target: fd for target, fd in ((wire.KEEPER_FD, keeper), (wire.KEPT_FD, kept)) if fd >= 0}
+            keepers = {
+                target: fd
+                for target, fd in ((wire.KEEPER_FD, keeper.client_fd()), (wire.KEPT_FD, anchors.kept))
+                if fd >= 0
+            }
             executable, argv = interpreter.command(pid, len(keepers))
             actions: list[Any] = [(os.POSIX_SPAWN_OPEN, n, os.devnull, os.O_RDWR, 0) for n in _closed_standard()]
             given = {
                 wire.CONTROL_FD: opened[0],
-                wire.LIFELINE_FD: lifeline,
+                wire.LIFELINE_FD: anchors.lifeline,
                 wire.PARENT_FD: opened[1],
-                wire.LIFELINE_WRITE_FD: lifeline_write,
+                wire.LIFELINE_WRITE_FD: anchors.lifeline_write,
                 wire.PARENT_PIPE_FD: opened[2],
                 **places,
                 **keepers,
@@ -124,7 +168,7 @@ class Zygote:
                 file_actions=actions,
                 setpgroup=0,  # Ctrl-C is for the parent
                 setsigmask=[],
-                setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2],
+                setsigdef=[_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2],
             )
         except BaseException:
             ours.close()
@@ -214,6 +258,10 @@ class Zygote:
         return self.context
 
 
+def _start() -> None:
+    _launch.ensure_started()
+
+
 def _umask() -> int:
     """This process's umask; asking the kernel with umask(2) would set it for a moment, in all threads."""
     with open("/proc/self/status", "rb", buffering=0) as file:
@@ -229,6 +277,19 @@ def high(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_FD)
     finally:
         os.close(fd)
+
+
+def _both_high(one: int, other: int) -> tuple[int, int]:
+    """The same for two; neither is left open where that cannot be."""
+    left, moved = [other, one], []
+    try:
+        while left:
+            moved.append(high(left.pop()))
+    except OSError:
+        for fd in (*left, *moved):
+            os.close(fd)
+        raise
+    return moved[0], moved[1]
 
 
 def memfd(data: bytes) -> int:

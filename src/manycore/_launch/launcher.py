@@ -1,6 +1,6 @@
 """The launcher of this process: made at its first use, forgotten in a fork, ended with the interpreter.
 
-      launch()  preload()  ensure_started()  shutdown()        any thread
+      launch()  preload()  shutdown()        any thread
       at a fork                   the child closes the descriptors; it makes a launcher of its own when it needs one
       at the interpreter's end    what `before_end` was given, then `shutdown`
 
@@ -25,7 +25,7 @@ from manycore._native.step import Mutex
 if TYPE_CHECKING:
     from manycore._launch.child import Child
 
-__all__ = ["Launcher", "before_end", "current", "ensure_started", "launch", "preload", "shutdown"]
+__all__ = ["Launcher", "before_end", "current", "launch", "preload", "shutdown"]
 
 _current: Launcher | None = None
 _current_lock = Mutex()
@@ -146,8 +146,3 @@ def preload(*modules: str) -> None:
         TypeError: A name is no str.
     """
     current().preload(module_names("modules", modules))
-
-
-def ensure_started() -> None:
-    """Start the zygote now, without waiting for it, so that the first launch need not."""
-    current().ensure_started()

@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from manycore._launch import oom, wire
+from manycore._launch import first, oom, wire
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import Child, bury, exit_code_from_kernel
 from manycore._launch.handle import (
@@ -49,7 +49,6 @@ from manycore._launch.handle import (
     standard,
     warn_of_preload,
 )
-from manycore._memory import keeper
 from manycore._memory.modules import loaded
 from manycore._native.step import Mutex
 
@@ -92,13 +91,7 @@ class Launcher:
         self._kills = 0  # the same, by somebody's signal
         self._ending = False
         self._blocked = False  # requests wait for room in the socket, so the reaper polls for it
-        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._lifeline, self._lifeline_write = high(read), high(write)
-        self._keeper = self._kept = -1  # both ends of the keeper's sockets, where this process is the tree's root
-        if keeper.client_fd() < 0:
-            ours, theirs = keeper.pair()
-            self._keeper, self._kept = high(ours), high(theirs)
-            keeper.connect(self._keeper, self.owner_pid, self.ensure_started)
+        self._anchors, self._first = first.take()  # what all zygotes are tied by, and one that is there already
         self._wake = high(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._epoll = select.epoll()
         self._epoll.register(self._wake, select.EPOLLIN)
@@ -199,15 +192,11 @@ class Launcher:
     def close(self) -> None:
         """Close every descriptor of this object's own."""
         self._epoll.close()
-        for fd in (self._lifeline, self._lifeline_write, self._wake):
-            os.close(fd)
-        if self._kept >= 0:
-            os.close(self._kept)
-            if self.owner_pid == os.getpid():  # a fork keeps its end, and so reaches the keeper
-                keeper.disconnect()
-                os.close(self._keeper)
-        if self._zygote is not None:
-            self._zygote.close()
+        os.close(self._wake)
+        self._anchors.close()
+        for zygote in (self._first, self._zygote):
+            if zygote is not None:
+                zygote.close()
 
     # -- under the lock ------------------------------------------------------------------------------------
 
@@ -223,7 +212,8 @@ class Launcher:
             except RuntimeError as error:  # what it says of EAGAIN
                 raise OSError(errno.EAGAIN, f"{error} (RLIMIT_NPROC, or a control group's limit)") from None
             self._thread = thread
-        zygote = self._zygote = Zygote(self._lifeline, self._lifeline_write, keeper.client_fd(), self._kept)
+        zygote, self._first = self._first or Zygote(self._anchors), None
+        self._zygote = zygote
         self._unsent_preloads = list(self._preloads)
         self._epoll.register(zygote.socket.fileno(), select.EPOLLIN)
         if zygote.pidfd >= 0:

@@ -7,9 +7,10 @@ still there then would be there at every fork.
 
 from __future__ import annotations
 
+# The same as `signal`, but without its enumerations: who waits for a first result waits for every import here.
+import _signal as signal  # type: ignore[import-not-found]
 import os
 import select
-import signal
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:

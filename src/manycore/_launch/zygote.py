@@ -32,6 +32,8 @@ Source: Chrome's Linux zygote, for the idea; the mechanisms are in worker.py.
 
 from __future__ import annotations
 
+# The same as `signal`, but without its enumerations: who waits for a first result waits for every import here.
+import _signal as signal  # type: ignore[import-not-found]
 import _socket
 import errno
 import faulthandler
@@ -40,7 +42,6 @@ import marshal
 import os
 import resource
 import select
-import signal
 import sys
 import time
 
@@ -334,6 +335,8 @@ class Zygote:
                 self._retire()
             else:
                 self._preloaded.append(name)
+        if not all(name.startswith("manycore.") for name in modules):  # ours leave nothing to be collected
+            gc.collect()
         self._reap()
 
     def _retire(self) -> NoReturn:
@@ -381,7 +384,6 @@ class Zygote:
 
     def _freeze(self) -> None:
         if not self._frozen:
-            gc.collect()
             gc.freeze()  # the collector of a child does not touch, and so copy, the pages that all share
             self._frozen = True
             self._asks, self._told = True, b""
@@ -510,8 +512,7 @@ def main(parent_pid: int, keeper_ends: int) -> NoReturn:
         parent_pid: Whose zygote.
         keeper_ends: It has none, the first or both of KEEPER_FD and KEPT_FD; with both it is its tree's keeper.
     """
-    gc.disable()
-    for name in ("sys", "main"):  # the children's `__main__` is the user's
+    for name in ("gc", "sys", "main"):  # the children's `__main__` is the user's
         vars(sys.modules["__main__"]).pop(name, None)
     try:
         _native.find_title_area()
