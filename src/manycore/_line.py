@@ -104,7 +104,7 @@ class ActorFuture(Future[Any]):
         """The actor's answer."""
         if len(record) == 2:
             return self._finish(FINISHED, record[1], None, None)
-        return self._finish(FINISHED, None, None, (record[1], record[2], f"{self.name}() of the actor"))
+        return self._finish(FINISHED, None, None, (record[1], record[2], f"{self.name}() of actor {self._owner.name}"))
 
     def abandon(self, error: BaseException) -> list[Callable[[Any], object]]:
         """There will be no answer."""

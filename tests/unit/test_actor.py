@@ -128,6 +128,7 @@ def test_errors_come_back_with_their_tracebacks() -> None:
             with pytest.raises(KeyError, match="on purpose") as caught:
                 counter.fail().result(SOON)
             assert "in fail" in str(caught.value.__cause__)
+            assert "fail() of actor Counter" in str(caught.value.__cause__)
         with pytest.raises(SystemExit):
             counter.leave().result(SOON)
         with pytest.raises(manycore.TaskPicklingError, match=r"args\[0\]"):

@@ -100,7 +100,7 @@ class AsyncResult(Future[T]):
         """
         self.wait(timeout)
         if not self.ready():
-            raise errors.TimeoutError
+            raise errors.TimeoutError(f"no result within {timeout} s; the call goes on")
         return self.result()
 
 
@@ -162,7 +162,7 @@ class IMapIterator:
             try:
                 outcome = self._run.next_outcome(deadline)
             except builtins.TimeoutError:
-                raise errors.TimeoutError from None
+                raise errors.TimeoutError(f"no result within {timeout} s") from None
             if outcome is None:
                 self.close()
                 raise StopIteration

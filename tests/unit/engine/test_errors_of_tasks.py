@@ -8,6 +8,7 @@ import multiprocessing.pool
 import os
 import pickle
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -232,3 +233,11 @@ def test_notebooks_and_pytest_are_told_which_frames_say_nothing() -> None:
                 use()
             frames = [frame for frame, _ in traceback.walk_tb(caught.tb) if "__tracebackhide__" not in frame.f_locals]
             assert not [frame for frame in frames if frame.f_code.co_name in {"gather", "add_results", "give", "get"}]
+
+
+def test_a_wait_that_was_too_short_says_how_long_it_was() -> None:
+    with manycore.Pool(1) as pool:
+        with pytest.raises(multiprocessing.TimeoutError, match=r"^no result within 0\.01 s; the call goes on$"):
+            pool.apply_async(time.sleep, (60,)).get(0.01)
+        with pytest.raises(multiprocessing.TimeoutError, match=r"^no result within 0\.01 s$"):
+            pool.imap(abs, [1]).next(0.01)  # the one worker sleeps
