@@ -305,6 +305,9 @@ class Process(_Restoring, _std.Process):
         _default_context.get_context().Process._after_fork()
 
 
+Process.__doc__ = process.BaseProcess.__doc__  # what `help(manycore.Process)` is asked for
+
+
 class ZygoteContext(BaseContext):
     """The default: clean, quick whatever this process's size, and safe in a program with threads."""
 

@@ -106,7 +106,10 @@ def _environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 class BaseProcess(_std.BaseProcess):
-    """A process of this program; `Process` of a context adds how it is started.
+    """A process of this program.
+
+    A context's `Process` adds how it is started; that of `manycore.Process` is what `set_start_method` has set, which
+    is "zygote" by default.
 
     Args:
         group: None; for likeness with `threading.Thread`.
