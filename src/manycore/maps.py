@@ -178,8 +178,8 @@ def imap(
         raise ValueError(f"buffersize must be at least 1, or 0 for what is useful, not {buffersize}")
     star = len(iterables) != 1
     items: Iterable[Any] = zip(*iterables, strict=False) if star else iterables[0]
-    iter(items)  # what is no iterable is said here, and not where the first result is taken
     total = len(items) if isinstance(items, Sized) else None
+    items = iter(items)  # what is no iterable is said here, and not where the first result is taken
     nanoseconds("initializer_timeout", initializer_timeout)
     policy = make_policy(
         timeout=timeout,
