@@ -62,7 +62,9 @@ __all__ = [
 
 _ON_ERROR = ("raise", "collect", "skip")
 
-# What this module has of the engine: each name once it is asked for, all once there is a pool (`bring`).
+# What this module has of the engine: each name once it is asked for, all once there is a pool (`bring`): first what
+# starts workers, and the rest while they start.
+_START = ("Engine", "Settings", "nanoseconds", "number_of_workers")
 _ENGINE: dict[str, str] = {
     "AsyncResult": "results",
     "BackgroundRun": "background",
@@ -175,7 +177,7 @@ class Pool(TakesOptions):
         initializer_timeout: float | None = None,
     ) -> None:
         method = start_method_of(context)
-        bring(_ENGINE, globals(), start_zygote=method == "zygote")
+        bring({name: _ENGINE[name] for name in _START}, globals(), start_zygote=method == "zygote")
         workers = number_of_workers("processes", processes)
         given: object = maxtasksperchild
         if given is not None and (not isinstance(given, int) or given <= 0):
@@ -197,6 +199,7 @@ class Pool(TakesOptions):
             )
         )
         self._engine.start()
+        bring(_ENGINE, globals(), start_zygote=False)
 
     def __repr__(self) -> str:
         return f"<manycore.Pool {self._engine.name!r} of {self._processes} workers, {self._engine.state}>"

@@ -62,6 +62,41 @@ with manycore.Pool(1) as pool:
     assert LATE & set(printed(program)) == set()
 
 
+def test_workers_are_asked_for_before_what_only_results_need_is_imported() -> None:
+    program = """
+import json, sys
+import manycore
+from manycore._launch.parent import Launcher
+
+launch, there = Launcher.launch, []
+
+def note(self, *arguments):
+    there.extend(sys.modules)
+    return launch(self, *arguments)
+
+Launcher.launch = note
+with manycore.Pool(1) as pool:
+    print(json.dumps(sorted(there)))
+"""
+    assert {*LATE, "concurrent.futures", "logging", "manycore._engine.mapping", "random"} & set(
+        printed(program)
+    ) == set()
+
+
+def test_the_states_of_futures_are_those_of_the_standard_library() -> None:
+    program = """
+import json
+from concurrent.futures import _base
+import manycore
+
+with manycore.ProcessPoolExecutor(1) as executor:
+    future = executor.submit(len, "abc")
+    before = future._state is _base.PENDING
+    print(json.dumps([before, future.result() == 3, future._state is _base.FINISHED]))
+"""
+    assert all(printed(program))
+
+
 def test_errors_are_whole_all_the_same() -> None:
     program = """
 import json, pickle, sys

@@ -18,6 +18,7 @@ Invariants:
 If a process dies: nothing is kept here that `dispatch.py` does not see.
 """
 
+from sys import intern
 from types import BuiltinFunctionType, FunctionType
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -30,7 +31,6 @@ cimport cython
 
 from manycore._native.step cimport Mutex, look_free
 
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 
 from manycore._engine.cargo import Manifest
 from manycore._engine.frames import HEADER, OK, PACKED
@@ -73,10 +73,11 @@ cdef enum:  # as in `ring.pyx`
     KIND_STR = 6
     KIND_BYTES = 7
 
-cdef object _PENDING = PENDING
-cdef object _FINISHED = FINISHED
-cdef object _CANCELLED = CANCELLED
-cdef object _NOTIFIED = CANCELLED_AND_NOTIFIED
+# The very objects that `concurrent.futures` has, which is imported later: names in a program's text are interned.
+cdef object _PENDING = intern("PENDING")
+cdef object _FINISHED = intern("FINISHED")
+cdef object _CANCELLED = intern("CANCELLED")
+cdef object _NOTIFIED = intern("CANCELLED_AND_NOTIFIED")
 cdef object _NEW = TaskState.NEW
 cdef object _QUEUED = TaskState.QUEUED
 cdef object _PUBLISHED = TaskState.PUBLISHED

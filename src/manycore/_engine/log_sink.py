@@ -16,7 +16,6 @@ Unlike `logging.handlers.QueueHandler`: no set-up, no queue without bound, and t
 
 from __future__ import annotations
 
-import logging
 import marshal
 import os
 import threading
@@ -36,6 +35,8 @@ __all__ = ["END_SECONDS", "catch_up", "level_of", "post", "warn"]
 # microseconds, and a handler that takes longer is waited for once by each.
 CATCH_UP_SECONDS: Final = 0.5
 END_SECONDS: Final = 1.0
+
+_WARNING: Final = 30  # `logging.WARNING`; a pool that starts waits for every import, and its workers for it
 
 
 class _Sink:
@@ -72,8 +73,7 @@ class _Sink:
                 try:
                     _handle(data)
                 except Exception:  # a handler's own; those of the standard library tell of theirs
-                    if logging.lastResort is not None:
-                        logging.lastResort.handle(_trouble())
+                    _tell_trouble()
                 if tasks is not None:
                     tasks.hear(worker)
                 del tasks, data  # not to be kept until the next record comes
@@ -82,13 +82,19 @@ class _Sink:
                     self._changed.notify_all()
 
 
-def _trouble() -> logging.LogRecord:
+def _tell_trouble() -> None:
+    import logging
+
+    if logging.lastResort is None:
+        return
     record = logging.makeLogRecord({"name": "manycore", "levelno": logging.ERROR, "levelname": "ERROR"})
     record.msg = "a handler of logging raised for a worker's record"
-    return record
+    logging.lastResort.handle(record)
 
 
 def _handle(data: bytes) -> None:
+    import logging
+
     state: dict[str, Any] = marshal.loads(data)  # noqa: S302  # from our own worker
     lost = state.pop("manycore_lost", 0)
     record = logging.makeLogRecord(state)
@@ -110,7 +116,12 @@ def level_of(logs: bool | int | str) -> int | Literal[False] | None:
     """
     if logs is False:
         return False
-    return None if logs is True else logging._checkLevel(logs)  # type: ignore[attr-defined]
+    if logs is True:
+        return None
+    import logging
+
+    level: int = logging._checkLevel(logs)  # type: ignore[attr-defined]
+    return level
 
 
 _sink = _Sink()
@@ -123,7 +134,7 @@ def post(tasks: TaskRing, worker: int, data: bytes) -> None:
 
 def warn(text: str, pool: str, worker: int) -> None:
     """Have a warning of this process's own handled, of logger "manycore". Takes no time, whatever the handlers do."""
-    state = {"name": "manycore", "levelno": logging.WARNING, "levelname": "WARNING", "msg": text}
+    state = {"name": "manycore", "levelno": _WARNING, "levelname": "WARNING", "msg": text}
     _sink.post(None, worker, marshal.dumps({**state, "manycore_pool": pool, "manycore_worker": worker}))
 
 

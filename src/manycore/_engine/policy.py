@@ -7,7 +7,6 @@ name) travels as a guard, which is sent once, as functions are (`guard.py`).
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any, Final
 
 from manycore import errors
@@ -136,6 +135,8 @@ class Policy:
         """How long to wait before retry `attempt` (from 1); None where the user's callable has to be asked."""
         if callable(self.backoff):
             return None
+        import random  # seldom needed, and a third of what a pool imports besides its own
+
         wait = min(BACKOFF_MOST, self.backoff * 2.0 ** min(attempt - 1, 64))
         return int(wait * random.uniform(0.5, 1.0) * 1e9)  # noqa: S311  (spreads retries; no secret)
 
