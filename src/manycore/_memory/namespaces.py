@@ -21,7 +21,7 @@ import threading
 import types
 import weakref
 from collections.abc import Callable
-from opcode import opmap
+from functools import cache
 
 TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 Token = tuple[int, int]
 
 MARK = "__manycore_namespace__"  # the key under which an exec'd namespace carries its Namespace
-_GLOBAL_OPERATIONS = frozenset(
-    opmap[name]
-    for name in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-    if name in opmap
-)
-_LOAD_GLOBAL = opmap["LOAD_GLOBAL"]  # its argument carries a flag in the lowest bit
-_EXTENDED_ARGUMENT = opmap["EXTENDED_ARG"]
+_GLOBAL_OPERATIONS = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 # Set by the interpreter for each namespace; or the names of the machinery, not of the user.
 PRIVATE_GLOBALS = frozenset(
     ("__builtins__", "__name__", "__file__", "__spec__", "__loader__", "__package__", "__cached__", "__path__", MARK)
@@ -281,6 +275,16 @@ def receiving_namespace(key: str | Token, names: dict[str, Any]) -> Namespace:
 
 # What code reads
 
+
+@cache
+def _operations() -> tuple[frozenset[int], int, int]:
+    """Those that name a global; LOAD_GLOBAL, whose argument carries a flag in the lowest bit; EXTENDED_ARG."""
+    from opcode import opmap  # here, for a worker seldom asks
+
+    of_globals = frozenset(opmap[name] for name in _GLOBAL_OPERATIONS if name in opmap)
+    return of_globals, opmap["LOAD_GLOBAL"], opmap["EXTENDED_ARG"]
+
+
 _reads: dict[int, tuple[weakref.ref[types.CodeType], tuple[tuple[str, ...], frozenset[str], bytes]]] = {}
 
 
@@ -293,6 +297,7 @@ def analyse(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], byte
     entry = _reads.get(id(code))
     if entry is not None and entry[0]() is code:
         return entry[1]
+    of_globals, load_global, extended_argument = _operations()
     globals_: dict[str, None] = {}
     names: set[str] = set()
     stack = [code]
@@ -305,9 +310,9 @@ def analyse(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], byte
         for at in range(0, len(operations), 2):
             operation = operations[at]
             argument = operations[at + 1] | extended
-            extended = argument << 8 if operation == _EXTENDED_ARGUMENT else 0
-            if operation in _GLOBAL_OPERATIONS:
-                globals_[current.co_names[argument >> 1 if operation == _LOAD_GLOBAL else argument]] = None
+            extended = argument << 8 if operation == extended_argument else 0
+            if operation in of_globals:
+                globals_[current.co_names[argument >> 1 if operation == load_global else argument]] = None
     result = (tuple(globals_), frozenset(names), marshal.dumps(code))
     identity = id(code)
     _reads[identity] = (weakref.ref(code, lambda _: _reads.pop(identity, None) and None), result)
