@@ -84,6 +84,21 @@ def test_the_usual_module_is_there_from_the_first_child_on(tmp_path: Path, monke
         assert already_there("typing") == []
 
 
+@pytest.mark.parametrize("imported", [False, True])
+def test_the_usual_module_is_there_if_the_program_has_it(imported: bool) -> None:
+    program = f"""
+import {"typing" if imported else "sys"}
+import sys
+bare = "typing" in sys.modules  # as where something imports it at each interpreter's start
+import manycore
+with manycore.Pool(1) as pool:
+    print(bare, pool.apply(eval, ["'typing' in __import__('sys').modules"]))
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", program], check=True, capture_output=True, text=True)
+    bare, there = done.stdout.split()
+    assert bare == there
+
+
 @pytest.mark.parametrize("module", ["this", "antigravity"])
 def test_modules_that_do_something_are_not_learned(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROWSER", "true")

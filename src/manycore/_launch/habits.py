@@ -3,7 +3,7 @@
     child, at its end:     the modules that it had to import -> its memfd      tell()
     zygote, as it reaps:   memfd -> names                                      read()
     zygote, when idle:     import them, one by one, for the children to come       learn()
-    zygote, at its start:  import the one that nearly all children import          learn_usual()
+    zygote, at its start:  import what nearly all modules do, if the parent has    learn_usual()
     zygote, before a spare:  list the folders of a new path                        look_into()
 
 With the modules goes, where the zygote asks, to which pages the child wrote (`pages.py`).
@@ -34,7 +34,6 @@ __all__ = ["learn", "learn_usual", "look_into", "read", "tell"]
 _MARK = b"\nmanycore habits:"
 _MAX_BYTES = 64 * 1024  # of names; the whole standard library has 20 KB of them
 _OURS = "manycore"
-_USUAL = ("typing",)
 _HOME = os.path.dirname(getattr(os, "__file__", "")) or "/nowhere"  # frozen into a program, it has no file
 # These do something when they are imported: a browser, a text, the terminal, a window. Nor ours that import others'.
 _NOT_ALONE = frozenset(
@@ -106,9 +105,9 @@ def read(fd: int) -> tuple[list[str], bytes]:
     return names, written
 
 
-def learn_usual() -> None:
+def learn_usual(names: list[str]) -> None:
     """In a new zygote: import what nearly every module has whose functions children run, while the parent is busy."""
-    for name in _USUAL:
+    for name in names:
         spec = PathFinder.find_spec(name)
         if spec is not None and _is_standard(spec.origin):
             learn(name)

@@ -9,6 +9,9 @@ __all__ = ["command", "import_path", "set_executable"]
 
 _TITLE_ROOM = 512  # bytes of comment behind the bootstrap: the argv area, where titles are shown, is that much longer
 
+# What nearly every module imports. If no module of this process's has, then none has whose functions children will run.
+_USUAL = ("typing",)
+
 _executable: str | None = None
 
 
@@ -41,7 +44,8 @@ def command(parent_pid: int, keeper_ends: int) -> tuple[str, list[str]]:
         path = [*path, home]
     # No collections: they take a tenth of the time of its imports, and in children would copy the pages that all share.
     code = f"import gc,sys;gc.disable();sys.path[:]={path!r};"
-    code += f"from manycore._launch.zygote import main;main({parent_pid},{keeper_ends})"
+    usual = [name for name in _USUAL if name in sys.modules]
+    code += f"from manycore._launch.zygote import main;main({parent_pid},{keeper_ends},{usual!r})"
     return executable, [executable, *_flags(), "-c", f"{code}#{' ' * _TITLE_ROOM}"]
 
 

@@ -505,12 +505,13 @@ def _kill_group(pid: int) -> None:
         pass
 
 
-def main(parent_pid: int, keeper_ends: int) -> NoReturn:
+def main(parent_pid: int, keeper_ends: int, usual: list[str]) -> NoReturn:
     """Be the zygote of `parent_pid`; runs in a process that was executed for this alone.
 
     Args:
         parent_pid: Whose zygote.
         keeper_ends: It has none, the first or both of KEEPER_FD and KEPT_FD; with both it is its tree's keeper.
+        usual: Modules that children will import.
     """
     for name in ("gc", "sys", "main"):  # the children's `__main__` is the user's
         vars(sys.modules["__main__"]).pop(name, None)
@@ -541,7 +542,7 @@ def main(parent_pid: int, keeper_ends: int) -> NoReturn:
     except OSError:
         pass
     faulthandler.register(wire.STACK_SIGNAL, file=wire.STACK_FD, all_threads=True)
-    threads.unhooked(habits.learn_usual)
+    threads.unhooked(lambda: habits.learn_usual(usual))
     zygote = Zygote(parent_pid, keeper_ends)
     for number in range(3):  # the parent may close its own, and whoever reads them must then see the end
         os.dup2(null, number)
