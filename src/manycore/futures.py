@@ -347,6 +347,9 @@ def _results(run: MapRun, deadline: float | None, on_error: OnError) -> Iterator
         while (results := _next_results(run, deadline, on_error)) is not None:
             while results:
                 yield results.pop()  # a result that was given is the caller's alone
+    except KeyboardInterrupt:  # after which nobody can take what runs
+        run.abandon(running=True)
+        raise
     finally:
         run.forget()
 

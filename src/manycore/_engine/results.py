@@ -296,7 +296,10 @@ def outcomes(run: MapRun) -> Iterator[Outcome]:
 
 
 def gather(run: MapRun, on_error: OnError) -> list[Any]:
-    """All results of a run, in order. With on_error="raise", a whole run's first error is raised when it is over."""
+    """All results of a run, in order. With on_error="raise", a whole run's first error is raised when it is over.
+
+    KeyboardInterrupt ends the items that run as well, with their workers.
+    """
     __tracebackhide__ = True  # IPython, notebooks and pytest leave such frames out
     results: list[Any] = []
     try:
@@ -305,8 +308,10 @@ def gather(run: MapRun, on_error: OnError) -> list[Any]:
         failure = run.take_failure()
         if failure is not None:
             raise failure
-    except BaseException:
-        run.abandon()
+    except BaseException as error:
+        run.abandon(
+            running=isinstance(error, KeyboardInterrupt)
+        )  # Ctrl-C means also what runs, which nobody awaits now
         raise
     finally:
         failure = None  # no cycle with its traceback, which may hold much

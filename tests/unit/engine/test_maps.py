@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import gc
 import itertools
+import signal
 import threading
 import time
 import weakref
@@ -286,3 +287,25 @@ def test_chunks_of_less_than_no_items_are_refused_at_the_call(pool: manycore.Poo
 def test_a_map_of_its_own_refuses_a_negative_buffer_at_the_call() -> None:
     with pytest.raises(ValueError, match=r"buffersize must be .*not -1"):
         manycore.imap(abs, [1], buffersize=-1)
+
+
+@pytest.mark.parametrize("face", [manycore.Pool, manycore.ProcessPoolExecutor])
+def test_ctrl_c_ends_what_a_map_runs_and_not_the_pool(face: Any) -> None:
+    begun = manycore.Event()
+
+    def interrupt() -> None:
+        begun.wait(30)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with face(1) as pool:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            list(pool.map(_begin_and_sleep, [begun]))
+        thread.join()
+        assert pool.submit(abs, -1).result(30) == 1  # the one worker would sleep for longer than that
+
+
+def _begin_and_sleep(begun: Any) -> None:
+    begun.set()
+    time.sleep(600)
