@@ -25,7 +25,7 @@ from manycore import process
 TYPE_CHECKING = False  # every process imports this module, so it imports little itself
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, Literal
+    from typing import Any, ClassVar, Literal
 
     from manycore import connection, managers, pool, queues, sharedctypes, synchronize
 
@@ -87,6 +87,8 @@ def _home(module: str) -> Any:
 
 class BaseContext(_std.BaseContext):
     """What every context offers."""
+
+    Process: ClassVar[type[process.BaseProcess]]
 
     def cpu_count(self) -> int:
         """The cores that this process may use: affinity and the quota of its control group counted."""
@@ -201,7 +203,7 @@ class BaseContext(_std.BaseContext):
 
             preload(*(name for name in module_names if name != "__main__"))
 
-    def get_context(self, method: str | None = None) -> Any:
+    def get_context(self, method: str | None = None) -> BaseContext:
         """The context of a start method; None is this one."""
         if method is None:
             return self
@@ -298,11 +300,11 @@ class Process(_Restoring, _std.Process):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
-        return _default_context.get_context().Process._Popen(process_obj)
+        return _default_context.get_context().Process._Popen(process_obj)  # type: ignore[attr-defined]
 
     @staticmethod
     def _after_fork() -> None:
-        _default_context.get_context().Process._after_fork()
+        _default_context.get_context().Process._after_fork()  # type: ignore[attr-defined]
 
 
 Process.__doc__ = process.BaseProcess.__doc__  # what `help(manycore.Process)` is asked for
@@ -343,7 +345,7 @@ class DefaultContext(BaseContext, _std.DefaultContext):
     _actual_context: Any
     _default_context: Any
 
-    def get_context(self, method: str | None = None) -> Any:
+    def get_context(self, method: str | None = None) -> BaseContext:
         """The context of a start method; None is the one that is set, which this call settles."""
         if method is not None:
             return super().get_context(method)

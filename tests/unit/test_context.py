@@ -178,3 +178,4 @@ def test_editors_know_what_the_functions_of_the_face_return() -> None:
     assert_type(manycore.Queue(), queues.Queue)
     assert_type(manycore.Lock(), synchronize.Lock)
     assert_type(manycore.Event(), synchronize.Event)
+    assert_type(manycore.get_context("fork").JoinableQueue(), queues.JoinableQueue)
