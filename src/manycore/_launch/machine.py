@@ -6,7 +6,7 @@ import math
 import os
 import resource
 
-from manycore._memory.available import available_bytes
+from manycore._memory.available import available_bytes, read_small
 
 __all__ = ["automatic_workers", "cpu_count", "memory_cgroups", "memory_limit_bytes"]
 
@@ -87,7 +87,6 @@ def _quota(directory: str) -> float | None:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().strip()
+        return os.fsdecode(read_small(path)).strip()
     except OSError:
         return ""
