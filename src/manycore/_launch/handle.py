@@ -359,6 +359,8 @@ def warn_of_preload(module: str, text: str) -> None:
     from manycore.errors import ManycoreWarning
 
     try:
-        warnings.warn(f"cannot preload {module}: {text}", ManycoreWarning, stacklevel=2)
+        warnings.warn(
+            f"cannot preload {module}: {text}", ManycoreWarning, stacklevel=100
+        )  # no line led here: none is shown
     except ManycoreWarning:  # warnings are errors, and there is no caller to raise it in
         sys.excepthook(*sys.exc_info())
