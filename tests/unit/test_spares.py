@@ -6,9 +6,12 @@ import os
 import random
 import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -201,3 +204,57 @@ def test_nothing_runs_twice_or_is_lost_whoever_is_killed() -> None:
     finally:
         over.set()
         killer.join()
+
+
+GATE = """
+import os, select
+
+def wait():
+    while os.path.exists(__file__ + ".shut"):
+        select.poll().poll(1)
+
+os.register_at_fork(after_in_child=wait)
+"""
+
+UNREADY = """
+import os, select, sys, time
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+shut = Path(sys.argv[1], "gate.py.shut")
+from manycore._launch import launch, launcher, preload
+
+def announced(but):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        zygote = launcher.current()._zygote
+        for slot in zygote._slots:
+            if slot.look() == zygote.told and slot.pid != but:
+                return slot.pid
+        select.poll().poll(1)
+    raise AssertionError("no spare")
+
+preload("gate")
+for _ in range(10):  # a spare may be told to end meanwhile, for the zygote has learned something
+    launch("operator:is_", b"").wait(20)
+    first = announced(0)
+    shut.touch()
+    child = launch("operator:is_", b"")
+    if child.wait_started(2) and child.pid == first:  # it was forked before the gate was shut, and the next is not
+        spare = announced(first)
+        child = launch("operator:is_", b"")
+        assert not child.wait_started(0.1)
+    else:
+        spare = 0
+    shut.unlink()
+    if child.pid == spare:
+        break
+print(child.pid == spare)
+"""
+
+
+def test_one_is_asked_while_it_gets_ready(tmp_path: Path) -> None:
+    (tmp_path / "gate.py").write_text(GATE)
+    command = [sys.executable, "-c", UNREADY, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n"

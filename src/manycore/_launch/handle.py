@@ -209,7 +209,7 @@ class Zygote:
         return slot.socket, pid
 
     def forget(self, pid: int) -> None:
-        """A spare has ended, and is not to be asked; what it had said of itself is there by now."""
+        """A spare has ended, and is not to be asked; what was said of it is there by now."""
         for slot in self._slots:
             if slot.look() is not None and slot.pid == pid:
                 slot.pid = 0

@@ -1,13 +1,14 @@
 """Children forked in advance, which wait for a request: as the zygote has them, and what one does.
 
       parent                              spare                          zygote
-      <-- I am there (pid) ------------   forked, then gets ready
+      <-- it is there (pid) -----------   gets ready   <---------------  forks it
       LAUNCH, to that pid  ------------>  takes it: "I take it" ------>  it is a child, and the next is to be made
       <-- STARTED, as of any child ----   runs                           (nothing here is on a request's way)
       GONE  <---------------------------------------------------------   a spare that ended, and had not taken anything
 
 There is a pair of sockets for each of SLOTS places, as old as the zygote; each spare in turn has an end of its place's.
-All that is sent there names the spare that it is for, and a spare reads over what is for another.
+All that is sent there names the spare that it is for, and a spare reads over what is for another. It is there from its
+fork on: what it is asked for while it gets ready waits in its socket, and is done sooner than by another fork.
 
 Invariants:
     a place has one spare at most, from its fork until it takes a request or has been reaped
@@ -56,6 +57,7 @@ class Spares:
 
     def __init__(self) -> None:
         self.said, self._say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._ends = [_socket.socket(fileno=fd) for fd in wire.SLOT_FDS]
         self._pens = [_socket.socket(fileno=fd) for fd in wire.PEN_FDS]
         self._idle: dict[int, _Spare] = {}
         self._generation = 0  # of what the parent has told; it asks those of the last
@@ -118,7 +120,12 @@ class Spares:
         return [wire.CONTROL_FD, wire.SLOT_FDS[slot], self._say]
 
     def made(self, pid: int, slot: int) -> None:
+        """It is there, and may be asked."""
         self._idle[pid] = _Spare(slot)
+        try:
+            self._ends[slot].send(marshal.dumps((self._generation, pid, time.monotonic())), _socket.MSG_DONTWAIT)
+        except OSError:  # nobody reads it; then nobody asks
+            pass
         self.due = time.monotonic() if self.place() is not None else 0.0
 
     def ended(self, pid: int) -> None:
@@ -145,11 +152,7 @@ class Spares:
             The request and its descriptors; None when it is to end.
         """
         pid = os.getpid()
-        source = _socket.socket(fileno=wire.SLOT_FDS[slot])
-        try:
-            source.send(marshal.dumps((self._generation, pid, time.monotonic())), _socket.MSG_DONTWAIT)
-        except OSError:
-            return None
+        source = self._ends[slot]
         while True:
             record, fds, truncated = receive(source)
             if not record:

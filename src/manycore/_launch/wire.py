@@ -11,7 +11,7 @@ travels in a memfd beside it.
              (END,)                         kill every child at once, and exit
              (END, pid)                     to a spare: exit
              (LONG, id)                     the request itself is in a memfd, the first descriptor
-    a spare  (generation, pid, time)        of itself, to the parent (`spares.py`)
+    a spare  (generation, pid, time)        from the zygote to the parent, as soon as it is forked (`spares.py`)
     report   (STARTED, id, pid, pidfd sent) from the child itself, before it runs anything of the caller's
              (EXITED, id, pid, status, user s, system s, peak bytes, wall s, stack, native stack)
              (GONE, pid)                    a spare has ended, and had taken no request
