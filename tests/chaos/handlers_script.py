@@ -59,17 +59,19 @@ class Strike:
 
 def everywhere(prepare, step, handler, check, some=SOME):
     """`check(state)` holds after `handler(state)` was called before each bytecode, or before some, of `step(state)`."""
+    gc.disable()  # what is collected, and when, is for the handler to say
     state = prepare()
     with (counter := Strike(0, None)):
         step(state)
+    gc.enable()
     check(state)
     places = range(1, counter.count + 1)
     if not WHOLE:
         places = sorted(random.sample(places, min(some, len(places))))
     for at in places:
         faulthandler.dump_traceback_later(HUNG_S, exit=True)
-        state = prepare()
         gc.disable()
+        state = prepare()
         strike = Strike(at, lambda state=state: handler(state))
         try:
             with strike:

@@ -43,6 +43,10 @@ __all__ = ["Future", "Owner", "outcome_of"]
 
 T = TypeVar("T")
 
+# Seconds for which the locks of who waits for a future are waited for: some turns of the interpreter lock. Collecting
+# stands still meanwhile, and who holds them for longer has a handler above.
+_MOMENT = 0.02
+
 
 class Owner(Protocol):
     """What a future wants of the engine that runs its task."""
@@ -106,14 +110,25 @@ def _last_line(text: str) -> str:
     return last.partition(": ")[2] or last
 
 
+def _is_held(lock: Any) -> bool:
+    """Whether a lock is kept by somebody, and not just for the moment in which another thread looks at a waiter."""
+    if not hasattr(lock, "locked"):
+        return False
+    if SHIELD.main or not lock.acquire(timeout=_MOMENT):
+        return bool(lock.locked())
+    lock.release()
+    return False
+
+
 def _tell(waiter: Any, add: Callable[[Any], object], future: Any) -> None:
     """Tell who waits in `concurrent.futures.wait` or `as_completed`.
 
-    That may be this thread itself, which has the waiter's locks when a handler has come amidst: another waits for them.
+    A handler, or a finalizer, may have come amidst that with the waiter's locks held, in this thread or in another, and
+    wait for what this one has locked: then a thread of its own waits for them.
     """
     condition = getattr(getattr(waiter, "event", None), "_cond", None)
     locks = getattr(condition, "_lock", None), getattr(waiter, "lock", None)
-    if SHIELD.main and any(getattr(lock, "locked", bool)() for lock in locks):
+    if any(_is_held(lock) for lock in locks):
         threading.Thread(target=add, args=(future,), name="manycore-tell", daemon=True).start()
     else:
         add(future)

@@ -128,7 +128,7 @@ class Stats(NamedTuple):
         items_failed: Items that raised, timed out, or died with their worker.
         retries: How often an item was tried again.
         workers_started: Worker processes started so far.
-        workers_died: Those that died without being told to.
+        workers_died: Those that did not end in order: crashed or killed, also for a timeout or a cancelled task.
         worker_seconds: Time that workers spent inside the user's functions.
         worker_cpu_seconds: CPU time of workers that have ended.
         worker_peak_rss_bytes: The largest peak memory of any worker that has ended, or lives and can be asked.
