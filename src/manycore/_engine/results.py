@@ -309,9 +309,7 @@ def gather(run: MapRun, on_error: OnError) -> list[Any]:
         if failure is not None:
             raise failure
     except BaseException as error:
-        run.abandon(
-            running=isinstance(error, KeyboardInterrupt)
-        )  # Ctrl-C means also what runs, which nobody awaits now
+        run.abandon(running=isinstance(error, KeyboardInterrupt))  # Ctrl-C means also what runs: nobody awaits it now
         raise
     finally:
         failure = None  # no cycle with its traceback, which may hold much
