@@ -89,9 +89,12 @@ import json
 from concurrent.futures import _base
 import manycore
 
+gate = manycore.Event()
 with manycore.ProcessPoolExecutor(1) as executor:
+    executor.submit(gate.wait)
     future = executor.submit(len, "abc")
     before = future._state is _base.PENDING
+    gate.set()
     print(json.dumps([before, future.result() == 3, future._state is _base.FINISHED]))
 """
     assert all(printed(program))
