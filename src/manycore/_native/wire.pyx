@@ -235,6 +235,9 @@ cdef class Wire:
             if error == 0:
                 return 0
             if error == MC_WIRE_END:
+                if self.passed >= 0:  # it came with a message that is cut short
+                    close(self.passed)
+                    self.passed = -1
                 if self.head_got == 0:
                     self.lanes = []
                     raise EOFError
