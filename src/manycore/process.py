@@ -17,7 +17,7 @@ import sys
 from multiprocessing import process as _std
 from multiprocessing.process import active_children, current_process, parent_process
 
-from manycore._launch import stacks
+from manycore._launch import stacks, titles
 
 TYPE_CHECKING = False  # every process imports this module, so it imports little itself
 if TYPE_CHECKING:
@@ -279,6 +279,7 @@ class BaseProcess(_std.BaseProcess):
             self._tie.arm(at_once=self.daemon)
         if self._method != "zygote":  # whose children have it from their fork
             stacks.install()
+            titles.show(titles.of_process(self))
             if self._words is not None:
                 self._words.listen()
         run, stdin = self.run, sys.stdin

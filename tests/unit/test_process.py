@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import multiprocessing
@@ -312,12 +313,39 @@ def test_the_names_in_logs(method: str, capfd: pytest.CaptureFixture[str]) -> No
     assert "[WARNING/by name] a line" in capfd.readouterr().err
 
 
-def test_title() -> None:
-    process = started(manycore, stay, name="by name")
-    title = Path(f"/proc/{process.pid}/cmdline").read_bytes().rstrip(b"\0").decode()
-    assert title == f"manycore: process 'by name' of {os.getpid()} [stay]"
+def title_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+
+
+def test_title(context: Any) -> None:
+    name = "by a name that is longer than the command line of many a program" * 2
+    process = started(context, stay, name=name)
+    assert title_of(process.pid) == f"manycore: process '{name}' of {os.getpid()} [stay]"
+    assert b"\0PATH=" in b"\0" + Path(f"/proc/{process.pid}/environ").read_bytes()  # which lies behind argv
     process.kill()
     process.join(30)
+
+
+def test_title_where_the_kernel_gives_no_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(size: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), size)
+
+    monkeypatch.setattr("manycore._native.title.make_room", refuse)
+    process = started(manycore.get_context("fork"), stay, name="by name")
+    title = title_of(process.pid)
+    assert title.startswith("manycore: ")
+    assert f"manycore: process 'by name' of {os.getpid()} [stay]".startswith(title)
+    process.kill()
+    process.join(30)
+
+
+def title_while_it_runs() -> str:
+    return title_of(os.getpid())
+
+
+def test_a_workers_title_says_the_task(context: Any) -> None:
+    with context.Pool(1, name="resize") as pool:
+        assert pool.apply(title_while_it_runs) == "manycore: worker 0 of pool 'resize' [running title_while_it_runs]"
 
 
 def nested() -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import click
 
-from manycore._launch.roster import Entry, roster
+from manycore._launch.roster import HELPERS, Entry, roster
 from manycore._observe import locks as lock_report
 
 __all__ = ["command"]
@@ -17,7 +17,7 @@ __all__ = ["command"]
 
 @click.command("ps")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object a line.")
-@click.option("-a", "--all", "everything", is_flag=True, help="Also zygotes and spare children.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also zygotes, fork servers and spare children.")
 @click.option("--locks", is_flag=True, help="Show who holds which lock and who waits for whom; deadlocks first.")
 def command(*, as_json: bool, everything: bool, locks: bool) -> None:
     """Show every process of manycore's, and what it does.
@@ -28,7 +28,7 @@ def command(*, as_json: bool, everything: bool, locks: bool) -> None:
         for line in lock_report.report():
             click.echo(line)
         return
-    entries = [entry for entry in roster() if everything or entry.role not in {"zygote", "spare"}]
+    entries = [entry for entry in roster() if everything or entry.role not in HELPERS]
     if as_json:
         for entry in entries:
             click.echo(json.dumps(entry._asdict(), ensure_ascii=False))

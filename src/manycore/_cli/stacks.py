@@ -9,14 +9,15 @@ import click
 
 import manycore
 from manycore._cli.exits import FAILED, CommandError
-from manycore._launch import stacks
-from manycore._launch.roster import family
+from manycore._launch import popen, stacks
+from manycore._launch.roster import HELPERS, family
 
 __all__ = ["command"]
 
 # Frames of these, at the bottom of a stack, led to the code that the process was given: the same in all processes.
 _BENEATH = tuple(f'  File "{os.path.dirname(module.__file__ or "")}{os.sep}' for module in (manycore, multiprocessing))
 _BENEATH += ('  File "<string>"', '  File "<frozen runpy>"')
+_FORKED = f'  File "{popen.__file__}", line '  # ... in _bootstrap: what is beneath belongs to the parent, at its fork
 
 
 @click.command("stacks")
@@ -32,7 +33,7 @@ def command(*, pid: int, timeout: float, full: bool) -> None:
     itself does not answer: manycore installs no handler of a signal there.)
     """
     members = family(pid)
-    asked = [entry for entry in members if entry.role not in {"program", "zygote", "spare"}]
+    asked = [entry for entry in members if entry.role not in {"program", *HELPERS}]
     if not members:
         raise CommandError(f"{pid} is no process of manycore's; `manycore ps` shows those that run")
     silent = 0
@@ -55,12 +56,15 @@ def shorten(report: str) -> str:
     """Stacks, innermost frame first, without the frames beneath the user's code; of none but those, the innermost."""
     kept: list[str] = []
     frames: list[str] = []
+    forked = False
     for line in [*report.splitlines(), ""]:
         if line.startswith("  "):
-            frames.append(line)
+            forked = forked or (line.startswith(_FORKED) and line.endswith(" in _bootstrap"))
+            if not forked:
+                frames.append(line)
             continue
         while len(frames) > 1 and frames[-1].startswith(_BENEATH):
             frames.pop()
         kept += [*frames, line]
-        frames = []
+        frames, forked = [], False
     return "\n".join(kept[:-1])

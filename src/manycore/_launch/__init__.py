@@ -15,6 +15,7 @@
     main_module.py  the child's __main__, for those who pickle by reference
     lifeline.py     ties daemonic processes of the standard methods to their parent
     outcome.py      what a process's function returned or raised
+    titles.py       what a process is called in lists of processes
     stacks.py       the Python stacks of a running process
     last_words.py   the Python stacks of one that a fatal signal ended
     tree.py         the processes below a process

@@ -26,7 +26,7 @@ from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spaw
 from typing import TYPE_CHECKING, Any
 
 from manycore import errors
-from manycore._launch import launcher, main_module, oom, tree, watch
+from manycore._launch import launcher, main_module, oom, titles, tree, watch
 from manycore._launch.bootstrap import InheritedFd
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import bury, exit_code_from_kernel, is_ready
@@ -71,7 +71,8 @@ class ZygotePopen:
             payload = len(head).to_bytes(4, "little") + head + body
             on_death = process_obj._on_death
             on_exit: Any = None if on_death is None else lambda _: on_death(process_obj)
-            self.child = launcher.launch(_ENTRY, payload, fds, title=_title(process_obj), on_exit=on_exit, linger=True)
+            title = titles.of_process(process_obj)
+            self.child = launcher.launch(_ENTRY, payload, fds, title=title, on_exit=on_exit, linger=True)
         finally:
             os.close(parent)
         self.pid = self.child.pid
@@ -133,12 +134,6 @@ def _preparation(process_obj: BaseProcess) -> dict[str, Any]:
     }
 
 
-def _title(process_obj: BaseProcess) -> str:
-    target = getattr(process_obj, "_target", None)
-    what = getattr(target, "__qualname__", None) or type(process_obj).__qualname__
-    return f"manycore: process {process_obj.name!r} of {os.getpid()} [{what}]"
-
-
 def _tracker_fd() -> int | None:
     """The standard resource tracker's pipe, if there is one: what a child makes is then tracked with what we made."""
     tracker = loaded("multiprocessing.resource_tracker")
@@ -159,7 +154,7 @@ class _Watched:
     def _prepare(self, process_obj: Any) -> None:
         """Called before the process is started."""
         self._words = process_obj._words
-        self._title = _title(process_obj)
+        self._title = titles.of_process(process_obj)
         self._lock = threading.Lock()  # the end is learned once, by whichever thread
         self._born = time.monotonic()
         oom.current()

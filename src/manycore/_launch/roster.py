@@ -1,8 +1,8 @@
 """Which processes of manycore run on this machine, whatever state their programs are in: what /proc says.
 
-A program is known by its zygote, whose title names it; a process that a program started, by its title or
-by the memfd that it holds for its stacks. Nothing is asked of the processes themselves, so a program that is
-stuck or stopped is shown as well.
+A program is known by its zygote or its fork server, which it is the parent of; a process that a program started, by
+its title or by the memfd that it holds for its stacks. Nothing is asked of the processes themselves, so a program
+that is stuck or stopped is shown as well.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from typing import NamedTuple
 
 from manycore._launch import stacks
 
-__all__ = ["Entry", "family", "roster"]
+__all__ = ["HELPERS", "Entry", "family", "roster"]
+
+HELPERS = frozenset(("zygote", "spare", "forkserver"))  # the roles of those that run nobody's code
 
 PREFIX = "manycore: "
+_FORK_SERVER = "from multiprocessing.forkserver import main"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STATES = {
@@ -34,7 +37,8 @@ class Entry(NamedTuple):
     Attributes:
         pid: The process.
         parent: The process of this list that it belongs to, or 0 for a program.
-        role: "program", "zygote", "spare", "worker", "process", or "child" where it has no title.
+        role: "program", "zygote", "spare", "worker", "process", "forkserver" (the standard library's), or "child" where
+            it has no title.
         title: Its title, or its command line.
         task: What it says that it runs, or "".
         state: In a word.
@@ -69,7 +73,9 @@ def roster() -> list[Entry]:
         uptime = float(file.read().split()[0])
     stats = {int(name): stat for name in os.listdir("/proc") if name.isdigit() and (stat := _stat(int(name), uptime))}
     ours = {pid for pid, stat in stats.items() if stat.command.startswith(PREFIX) or stacks.answers(pid)}
-    zygotes = {pid for pid in ours if stats[pid].command.startswith(f"{PREFIX}zygote of ")}
+    servers = {stats[pid].parent for pid in ours if _is_fork_server(stats.get(stats[pid].parent))}
+    zygotes = {pid for pid in ours if stats[pid].command.startswith(f"{PREFIX}zygote of ")} | servers
+    ours |= servers
     programs = {stats[pid].parent for pid in ours} - ours
     below: dict[int, list[int]] = {}
     for pid in sorted(ours | programs):
@@ -105,9 +111,15 @@ def _entry(pid: int, parent: int, stat: _Stat) -> Entry:
         role = title.split(" ", 1)[0]
         if title.endswith("]") and " [" in title:
             title, _, task = title[:-1].rpartition(" [")
+    elif _is_fork_server(stat):
+        role, title = "forkserver", f"fork server of {stat.parent}"
     elif parent:
         role = "child"
     return Entry(pid, parent, role, title, task, stat.state, stat.cpu_seconds, stat.rss_bytes, stat.age_seconds)
+
+
+def _is_fork_server(stat: _Stat | None) -> bool:
+    return stat is not None and _FORK_SERVER in stat.command
 
 
 def _stat(pid: int, uptime: float) -> _Stat | None:

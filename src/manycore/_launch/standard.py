@@ -21,7 +21,7 @@ import sys
 from multiprocessing import process, reduction
 from typing import TYPE_CHECKING, Any, Final
 
-from manycore._launch import popen, stacks, watch
+from manycore._launch import popen, stacks, titles, watch
 from manycore._launch.flag import Flag
 from manycore._launch.last_words import LastWords
 from manycore._launch.lifeline import Tie
@@ -68,6 +68,7 @@ class _Process(process.BaseProcess):
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         self._tie.arm(at_once=True)
         os.setpgid(0, 0)
+        titles.show(self.name)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for signum in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(signum, signal.SIG_DFL)
