@@ -489,24 +489,43 @@ if __name__ == "__main__":
     )
 
 
+UNGUARDED = {
+    "process": "process = context.Process(target=double, args=(1,))\nprocess.start()\nprocess.join()\n"
+    "sys.exit(process.exitcode)\n",
+    "pool": "with context.Pool(2) as pool:\n    pool.map(double, range(4))\n",
+    "executor": "with manycore.ProcessPoolExecutor(2, mp_context=context) as pool:\n"
+    "    list(pool.map(double, range(4)))\n",
+    "map": "manycore.set_start_method(METHOD)\nmanycore.map(double, range(4))\n",
+}
+
+
+@pytest.mark.parametrize("what", UNGUARDED)
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_an_unguarded_script_is_one_clear_error(method: str, tmp_path: Path) -> None:
+def test_an_unguarded_script_is_one_clear_error(method: str, what: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    program.write_text(
-        HEAD + "process = context.Process(target=double, args=(1,))\nprocess.start()\nprocess.join()\n"
-        "sys.exit(process.exitcode)\n",
-        encoding="utf-8",
-    )
+    program.write_text(HEAD + UNGUARDED[what], encoding="utf-8")
     done = subprocess.run(
         [sys.executable, str(program), method], capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.count("Traceback") == 1, done.stderr
     assert "__name__ == " in done.stderr
+    assert done.stderr.count("_launch") == 0  # nor the many lines that led here
 
 
-def test_an_unguarded_script_just_runs(tmp_path: Path) -> None:
-    body = (
-        "process = context.Process(target=double, args=(4,), result=True)\nprocess.start()\nprint(process.result(20))\n"
-    )
-    assert run(tmp_path, body) == "8\n"
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_an_unguarded_script_may_catch_the_error(method: str, tmp_path: Path) -> None:
+    body = """
+try:
+    with context.Pool(2) as pool:
+        print(pool.map(double, range(4)))
+except RuntimeError:
+    pass
+"""
+    assert run(tmp_path, body, method) == "[0, 2, 4, 6]\n"
+
+
+@pytest.mark.parametrize("what", UNGUARDED)
+@pytest.mark.parametrize("method", ["zygote", "fork"])
+def test_an_unguarded_script_just_runs(method: str, what: str, tmp_path: Path) -> None:
+    run(tmp_path, UNGUARDED[what], method)

@@ -343,7 +343,10 @@ class Settlement:
         sight = self._workforce.sight(worker, unbegun)
         certificate = worker.child.status
         how = certificate.describe() if certificate is not None else "died"
-        orders = self._dispatcher.worker_died(sight, replace=goes_on(), certificate=certificate)
+        flaw = "" if self._dispatcher.staff.works else self._workforce.flaw(worker)
+        if flaw:
+            self._give_up(errors.PoolBroken(f"pool {self._workforce.name!r} gives up: {flaw}"))
+        orders = self._dispatcher.worker_died(sight, replace=not flaw and goes_on(), certificate=certificate)
         worker.buried = True
         for order in orders:
             if isinstance(order, Failed):

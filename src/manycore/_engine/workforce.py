@@ -192,6 +192,16 @@ class Workforce:
             return ""
         return f"; under {method!r} they import the main module: is its pool under `if __name__ == '__main__':`?"
 
+    def flaw(self, worker: Worker) -> str:
+        """What ended a worker before it was ready, where each further one would end so; or nothing."""
+        if not getattr(worker.child, "unguarded", False):  # which a zygote's child never is
+            return ""
+        method = self._settings.start_method
+        return (
+            f"its workers import the program's main module first, as {method!r} has it, and that starts processes;"
+            ' what starts them must stand under `if __name__ == "__main__":`, which the method "zygote" does not need'
+        )
+
     def _dump_initializer(self) -> Callable[[], tuple[Any, Any] | None]:
         """What gives each worker's initializer and arguments; pickled here, so that what cannot be is told now."""
         function, arguments, keeps_main = self.initializer, self._settings.initargs, self._settings.keeps_main

@@ -12,6 +12,7 @@
     worker.py       what a forked child does around the caller's function
     standard.py     the same children by the standard start methods, for pools that ask for one
     popen.py        how each start method starts a Process; bootstrap.py is the child's side
+    unguarded.py    programs that start processes where their main module is imported
     main_module.py  the child's __main__, for those who pickle by reference
     lifeline.py     ties daemonic processes of the standard methods to their parent
     outcome.py      what a process's function returned or raised

@@ -26,7 +26,7 @@ from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spaw
 from typing import TYPE_CHECKING, Any
 
 from manycore import errors
-from manycore._launch import launcher, main_module, oom, titles, tree, watch
+from manycore._launch import launcher, main_module, oom, titles, tree, unguarded, watch
 from manycore._launch.bootstrap import InheritedFd
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import bury, exit_code_from_kernel, is_ready
@@ -53,6 +53,7 @@ class ZygotePopen:
     DupFd = InheritedFd
 
     def __init__(self, process_obj: Any) -> None:
+        unguarded.check()
         util._flush_std_streams()  # type: ignore[attr-defined]
         self.returncode: int | None = None
         self._fds: list[int] = []
@@ -153,6 +154,7 @@ class _Watched:
 
     def _prepare(self, process_obj: Any) -> None:
         """Called before the process is started."""
+        unguarded.check()
         self._words = process_obj._words
         self._title = titles.of_process(process_obj)
         self._lock = threading.Lock()  # the end is learned once, by whichever thread

@@ -21,7 +21,7 @@ import sys
 from multiprocessing import process, reduction
 from typing import TYPE_CHECKING, Any, Final
 
-from manycore._launch import popen, stacks, titles, watch
+from manycore._launch import popen, stacks, titles, unguarded, watch
 from manycore._launch.flag import Flag
 from manycore._launch.last_words import LastWords
 from manycore._launch.lifeline import Tie
@@ -119,6 +119,11 @@ class StandardChild:
     def status(self) -> Certificate | None:
         """How it ended, or None while it has not."""
         return self._status
+
+    @property
+    def unguarded(self) -> bool:
+        """Whether it ended since the program's main module, which it imports first, starts processes."""
+        return self._status is not None and self._status.exitcode == unguarded.EXIT_CODE
 
     def wait_started(self, timeout: float | None = None) -> bool:  # noqa: ARG002
         """True: these start before `launch_standard` returns."""
