@@ -168,6 +168,8 @@ class BaseProcess(_std.BaseProcess):
 
             self._outcome = Outcome()
 
+    __init__.__qualname__ = "Process.__init__"  # as its callers know it, for messages
+
     def run(self) -> Any:
         """What the process does: call the target. A subclass may do something else."""
         if self._target:  # type: ignore[attr-defined]
@@ -218,6 +220,11 @@ class BaseProcess(_std.BaseProcess):
             self._popen.terminate()
         else:
             self._popen.end(grace)
+
+    def kill(self) -> None:
+        """End the process at once, by SIGKILL."""
+        self._check_started("kill")
+        self._popen.kill()
 
     def interrupt(self) -> None:
         """Send SIGINT, which raises `KeyboardInterrupt` in the process's main thread."""

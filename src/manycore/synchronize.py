@@ -113,7 +113,7 @@ class _Owned:
         def _is_mine(self) -> bool: ...
         def _count(self) -> int: ...
 
-    def __init__(self, *, ctx: object = None, on_owner_death: str = "raise", name: str = "") -> None:  # noqa: ARG002
+    def _begin(self, on_owner_death: str, name: str) -> None:
         if on_owner_death not in {"raise", "acquire"}:
             raise ValueError(f'on_owner_death is "raise" or "acquire", not {on_owner_death!r}')
         name = text("name", name)
@@ -169,6 +169,9 @@ class Lock(_Owned, _native.Lock):
 
     __slots__ = ()
 
+    def __init__(self, *, ctx: object = None, on_owner_death: str = "raise", name: str = "") -> None:  # noqa: ARG002
+        self._begin(on_owner_death, name)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__}(owner={self._holder()[0]})>"
 
@@ -185,6 +188,9 @@ class RLock(_Owned, _native.RLock):
     """
 
     __slots__ = ()
+
+    def __init__(self, *, ctx: object = None, on_owner_death: str = "raise", name: str = "") -> None:  # noqa: ARG002
+        self._begin(on_owner_death, name)
 
     def __repr__(self) -> str:
         name, count = self._holder()
@@ -267,6 +273,9 @@ class BoundedSemaphore(Semaphore):
     __slots__ = ()
 
     _bounded = True
+
+    def __init__(self, value: int = 1, *, ctx: object = None) -> None:
+        super().__init__(value, ctx=ctx)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}(value={self.get_value()}, maxvalue={self._initial})>"

@@ -93,3 +93,17 @@ def test_a_context_s_pool_takes_what_a_pool_takes() -> None:
     with manycore.get_context("fork").Pool(1, name="resize") as pool:
         assert pool.name == "resize"
         assert pool.apply(abs, (-1,)) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["Lock", "RLock", "Semaphore", "BoundedSemaphore", "Event", "Condition", "Process", "Queue"]
+)
+def test_a_message_names_what_was_called(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^(BaseContext\.)?{name}(\.__init__)?\(\) "):
+        getattr(manycore, name)(nonsense=1)
+
+
+@pytest.mark.parametrize("method", ["kill", "terminate", "interrupt", "stack"])
+def test_a_process_that_was_not_started_says_so(method: str) -> None:
+    with pytest.raises(AttributeError, match=rf"^{method}\(\) needs a process that was started"):
+        getattr(manycore.Process(), method)()
