@@ -49,15 +49,15 @@ CORE = {
     "all_idle_workers", "busy_worker_fails_alone", "crashes", "in_the_middle_of_a_big_result", "stopped_and_killed",
     "stuck_in_c", "descriptors_closed", "initializer_that_raises", "initializer_that_hangs_beyond_its_timeout",
     "starts_fail_while_one_works", "argument_cannot_be_rebuilt", "exit_busy",
-    "holds_the_interpreter",
+    "holds_the_interpreter", "a_replacement_dies_while_it_starts", "stopped_in_the_middle_of_a_big_result",
+    "storm_of_signals", "grandchild_that_holds_every_descriptor", "nested_pool", "initializer_that_exits",
+    "runs_tasks_that_have_children",
 }  # fmt: skip
 
 # Cases that are not for some start methods, and why.
 _TOO_SLOW = "a start takes longer than the time between two kills, and the pool is right to give up"
-_ESCAPED = "what leaves its process group is adopted by a zygote, by nobody else"
 NOT_UNDER = {
     "replacements_die_while_they_start": ({"fork", "spawn", "forkserver"}, _TOO_SLOW),
-    "grandchild_that_holds_every_descriptor": ({"fork", "spawn", "forkserver"}, _ESCAPED),
 }
 
 

@@ -18,6 +18,8 @@ from face_script import (
     case,
     identity,
     main,
+    method,
+    pid_of_worker,
     pids,
     prompt,
     raises,
@@ -51,6 +53,11 @@ def log_and_sleep(path, number, seconds):
     os.close(fd)
     time.sleep(seconds)
     return number
+
+
+def log_and_be_big(path, number):
+    log_and_sleep(path, number, 0)
+    return big(20_000_000)
 
 
 def read(path):
@@ -171,6 +178,26 @@ def replacements_die_while_they_start(make):
             died += 1
     assert died <= 8
     still_works(face)
+    face.wait()
+
+
+def at_work(face):
+    """The workers that run tasks: those that have started."""
+    return {future.result(SOON * 5) for future in [face.submit(pid_of_worker) for _ in range(20)]}
+
+
+@case
+def a_replacement_dies_while_it_starts(make):
+    face = make()
+    for _ in range(3):
+        until(lambda: len(at_work(face)) == 2)
+        before = set(pids(face))
+        kill(before.pop())
+        until(lambda old=before: len(pids(face)) == 2 and set(pids(face)) - old)
+        (replacement,) = set(pids(face)) - before
+        time.sleep(random.uniform(0, 0.002 if method() in {"zygote", "fork"} else 0.06))  # a start takes about as long
+        kill(replacement)
+        still_works(face)
     face.wait()
 
 
@@ -298,6 +325,30 @@ def stopped_and_continued(make):
     assert read(path) == "1\n"
 
 
+@case
+def stopped_in_the_middle_of_a_big_result(make):
+    face = make()
+    path = os.path.abspath("ledger")
+    warm(face)
+    for number in range(3):
+        future = face.submit(log_and_be_big, path, number)
+        until(lambda n=number: os.path.exists(path) and read(path).count("\n") == n + 1)
+        time.sleep(random.uniform(0, 0.02))
+        stopped = pids(face)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert len(future.result(0.05)) == 20_000_000
+        except TimeoutError:
+            pass
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        assert len(future.result(SOON * 5)) == 20_000_000
+    still_works(face)
+    face.wait()
+    assert read(path) == "0\n1\n2\n"
+
+
 def forever(_):
     all(itertools.repeat(True))
 
@@ -352,6 +403,8 @@ def deaf_to_signals(make):
 def fork_and_wait(path):
     if os.fork() == 0:
         os.setsid()
+        with open(path + " of the grandchild", "w") as file:
+            file.write(str(os.getpid()))
         time.sleep(60)
         os._exit(0)
     say_and_wait(path)
@@ -362,11 +415,35 @@ def grandchild_that_holds_every_descriptor(make):
     face = make()
     path = os.path.abspath("pid")
     future = face.submit(fork_and_wait, path)
-    until(lambda: os.path.exists(path) and os.path.getsize(path))
-    os.kill(int(read(path)), signal.SIGKILL)
+    paths = (path, path + " of the grandchild")
+    until(lambda: all(os.path.exists(one) and os.path.getsize(one) for one in paths))
+    worker, grandchild = (int(read(one)) for one in paths)
+    os.kill(worker, signal.SIGKILL)
     dies(future)
+    os.kill(grandchild, 0)  # it lives
     still_works(face)
     face.wait()
+
+
+def storm():
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.siginterrupt(signal.SIGALRM, True)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+
+
+@case
+def storm_of_signals(make):
+    storm()
+    face = make(2, storm)
+    for size in (10, 1_000_000, 20_000_000):
+        futures = [face.submit(big, size) for _ in range(4)]
+        assert [len(future.result(SOON * 5)) for future in futures] == [size] * 4
+        assert face.submit(len, big(size)).result(SOON * 5) == size
+    assert list(face.map(identity, range(1000))) == list(range(1000))
+    kill(random.choice(warm(face)))
+    still_works(face)
+    face.wait()
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def close_descriptors():

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -494,6 +495,29 @@ def holds_the_interpreter(make):
     warm(face)
     for _ in range(2):
         face.submit(forever)
+    ready()
+    forever()
+
+
+def have_children(path):
+    subprocess.Popen(["sleep", "1000"])
+    multiprocessing.get_context("fork").Process(target=forever).start()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            touch(path)
+            forever()
+        os._exit(0)
+    forever()
+
+
+@case
+def runs_tasks_that_have_children(make):
+    face = make()
+    paths = [os.path.abspath(f"child {number}") for number in range(2)]
+    for path in paths:
+        face.submit(have_children, path)
+    until(lambda: all(os.path.exists(path) for path in paths))
     ready()
     forever()
 

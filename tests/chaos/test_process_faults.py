@@ -167,6 +167,43 @@ if __name__ == "__main__":
     )
 
 
+def test_the_fork_server_is_killed_while_processes_run(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+def work(connection):
+    connection.send_bytes(b"here")
+    connection.recv_bytes()
+    return 5
+
+if __name__ == "__main__":
+    from multiprocessing import forkserver
+    for _ in range(3):
+        here, there = context.Pipe()
+        process = context.Process(target=work, args=(there,), result=True)
+        process.start()
+        there.close()
+        here.recv_bytes()
+        killed = started()
+        old = forkserver._forkserver._forkserver_pid
+        os.kill(old, signal.SIGKILL)
+        assert process.is_alive() and killed.is_alive()
+        here.send_bytes(b"go")
+        assert process.result(20) == 5
+        assert process.exitcode == 0, process.exitcode
+        killed.kill()
+        killed.join(20)
+        assert killed.exitcode == -9, killed.exitcode
+        other = context.Process(target=leave, args=(4,))
+        other.start()
+        other.join(20)
+        assert other.exitcode == 4
+        assert forkserver._forkserver._forkserver_pid != old
+""",
+        "forkserver",
+    )
+
+
 def test_the_zygote_is_killed_again_and_again_while_processes_start(tmp_path: Path) -> None:
     run(
         tmp_path,
@@ -239,7 +276,8 @@ if __name__ == "__main__":
     )
 
 
-def test_the_parent_is_process_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_parent_is_process_one(method: str, tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-fp", "--mount-proc", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no right to make a namespace of processes")
     program = tmp_path / "program.py"
@@ -250,13 +288,14 @@ if __name__ == "__main__":
         process = context.Process(target=double, args=(4,), result=True)
         process.start()
         assert process.result(20) == 8
-    os.kill(zygote().pid, signal.SIGKILL)
+    if METHOD == "zygote":
+        os.kill(zygote().pid, signal.SIGKILL)
     process = context.Process(target=double, args=(4,), result=True)
     process.start()
     assert process.result(20) == 8
 """
     program.write_text(HEAD + body, encoding="utf-8")
-    command = ["unshare", "-fp", "--mount-proc", sys.executable, str(program), "zygote"]
+    command = ["unshare", "-fp", "--mount-proc", sys.executable, str(program), method]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -450,7 +489,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.timeout(60 + PROCESSES / 5)
-def test_processes_from_a_program_with_busy_threads(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "processes"), [("zygote", PROCESSES), ("spawn", 10), ("forkserver", 20)])
+def test_processes_from_a_program_with_busy_threads(method: str, processes: int, tmp_path: Path) -> None:
     """Ten threads hold locks and log all the time: a fork of this program would stop at the first of them."""
     run(
         tmp_path,
@@ -475,15 +515,17 @@ if __name__ == "__main__":
     for thread in threads:
         thread.start()
     numbers = []
-    for first in range(0, {PROCESSES}, 50):
-        processes = [context.Process(target=log_too, args=(first + i,), result=True) for i in range(50)]
+    for first in range(0, {processes}, 50):
+        last = min(first + 50, {processes})
+        processes = [context.Process(target=log_too, args=(number,), result=True) for number in range(first, last)]
         for process in processes:
             process.start()
         numbers += [process.result(60) for process in processes]
         assert {{process.exitcode for process in processes}} == {{0}}
     ends.set()
-    assert numbers == list(range({PROCESSES}))
+    assert numbers == list(range({processes}))
 """,
+        method,
         stderr=subprocess.DEVNULL,
         limit=max(LIMIT_S, PROCESSES / 6),
     )

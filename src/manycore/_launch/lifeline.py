@@ -9,7 +9,8 @@ read end, for signals when that write end closes:
                  moment to see its parent's end; and SIGCONT, so that a stopped one runs the handler
 
 All this works in a child that is stopped or stuck in C; a daemon's also in one that has closed all its
-descriptors.
+descriptors. What a child forks is tied as the child is, and goes with it when that leads a process group; what it
+executes beside itself is not, where it leads none, for nothing of this outlives `execve`.
 
 If a process dies: the parent: the kernel kills the child. A fork of the parent holds no write end.
 Unlike multiprocessing: there, a parent that is killed leaves its processes behind.
@@ -35,6 +36,7 @@ _LINGER_S = 0.3  # as for the zygote's children
 
 _read = _write = -1
 _hooked = False
+_tied: tuple[int, tuple[int, int], bool] | None = None  # of a child: its open file, which pipe that is, `at_once`
 _lock = Mutex()
 
 
@@ -49,24 +51,51 @@ class Tie:
         end = keeper.client_fd()
         return _rebuild, (reduction.DupFd(self._fd), self._follows_thread, reduction.DupFd(end) if end >= 0 else None)
 
-    def arm(self, at_once: bool) -> None:
+    def arm(self, at_once: bool, leads: bool = False) -> None:
         """In the child: die with the parent.
 
         Args:
             at_once: As a daemon; otherwise a moment later.
+            leads: The child leads a process group, which dies with it.
         """
-        if at_once:
-            if self._follows_thread:
-                _native.set_parent_death_signal(signal.SIGKILL)
-            arm(self._open(), os.getpid(), signal.SIGKILL)
-        else:
-            _native.end_after(wire.END_SIGNAL, _LINGER_S)
-            arm(self._open(), os.getpid(), wire.END_SIGNAL)
-            arm(self._open(), os.getpid(), signal.SIGCONT)
+        if at_once and self._follows_thread:
+            _native.set_parent_death_signal(signal.SIGKILL)
+        _tie(self._fd, at_once, -os.getpid() if leads else os.getpid())
         os.close(self._fd)
 
-    def _open(self) -> int:
-        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+def _tie(fd: int, at_once: bool, owner: int) -> None:
+    """Have the kernel tell `owner`, by open files of its own of the pipe that `fd` reads, when the parent has died."""
+    global _tied
+    lasting = _open(fd)
+    if not at_once:
+        _native.end_after(wire.END_SIGNAL, _LINGER_S)
+    arm(lasting, owner, signal.SIGKILL if at_once else wire.END_SIGNAL)
+    if not at_once:
+        arm(_open(fd), owner, signal.SIGCONT)
+    if _tied is None:
+        os.register_at_fork(after_in_child=_tie_fork)
+    _tied = lasting, _pipe_of(lasting), at_once
+
+
+def _tie_fork() -> None:
+    """In a fork of a child."""
+    if _tied is not None:
+        fd, pipe, at_once = _tied
+        try:
+            if _pipe_of(fd) == pipe:  # else it was closed, and its number is another file's
+                _tie(fd, at_once, os.getpid())
+        except OSError:
+            pass
+
+
+def _open(fd: int) -> int:
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _pipe_of(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
 
 
 def _rebuild(handle: Any, follows_thread: bool, end: Any) -> Tie:

@@ -66,8 +66,8 @@ class _Process(process.BaseProcess):
         self._fds = _Fds(fds)
 
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
-        self._tie.arm(at_once=True)
         os.setpgid(0, 0)
+        self._tie.arm(at_once=True, leads=True)
         titles.show(self.name)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for signum in (signal.SIGTERM, signal.SIGCHLD):
