@@ -59,7 +59,7 @@ class Group:
         self._processes: list[Any] = []
         self._errors: list[Exception] = []
         self._cancelled = False
-        self._timed_out = False
+        self._late: list[str] | None = None  # the processes that ran when the deadline came, if it has
         self._watcher: Watcher | None = None
 
     def __enter__(self) -> Self:
@@ -151,7 +151,8 @@ class Group:
 
     def _expire(self) -> None:
         with self._lock:
-            self._timed_out = not self._cancelled
+            if not self._cancelled:
+                self._late = [process.name for process in self._processes if process in self._running]
         self.cancel()
 
     def _kill(self) -> None:
@@ -185,8 +186,9 @@ class Group:
             raise interrupt
         if error is not None:
             return
-        if self._timed_out:
-            raise TimeoutError(f"{self.name}: its processes were stopped after {self._timeout} s")
+        if self._late is not None:
+            who = ", ".join(self._late) or "no process"
+            raise TimeoutError(f"{self.name}: stopped after {self._timeout:g} s, when {who} still ran")
         if len(self._errors) == 1:
             raise self._errors[0]
         if self._errors:

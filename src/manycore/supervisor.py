@@ -253,8 +253,10 @@ class Supervisor:
             return
 
     def _budget_is_used_up(self, child: _Child) -> RestartLimitExceeded:
+        certificate = child.popen.certificate()
+        how = f"exit code {child.popen.returncode}" if certificate is None else certificate.describe()
         error = RestartLimitExceeded(
-            f"{child.name} ended (exit code {child.popen.returncode}) and was not started again: "
+            f"{child.name} (pid {child.popen.pid}) ended ({how}) and was not started again: "
             f"more than {self._max_restarts} restarts in {self._within:g} s"
         )
         try:

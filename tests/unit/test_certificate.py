@@ -176,6 +176,8 @@ def test_as_text_it_is_for_people() -> None:
         "In native code (most recent call first):",
         "  decode+0x1 in libx.so",
     ]
+    unknown = manycore.Certificate(812, "worker 0", 3, wall_seconds=4.0)
+    assert str(unknown).splitlines() == ["worker 0 (pid 812): exit code 3", "It ran for 4.00 s."]
     assert str(manycore.Certificate(0, "", None, note="no such file")).startswith("process (pid 0): no such file\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -134,10 +135,17 @@ def test_cancel_is_no_error() -> None:
 
 def test_the_deadline() -> None:
     begin = time.monotonic()
-    with pytest.raises(multiprocessing.TimeoutError, match=r"0\.2 s"), Group(timeout=0.2) as group:
+    late = r"^group: stopped after 0\.2 s, when group-stay-1 still ran$"
+    with pytest.raises(multiprocessing.TimeoutError, match=late), Group(timeout=0.2) as group:
         process = group.start(stay)
     assert process.exitcode == -signal.SIGTERM
     assert time.monotonic() - begin < 30
+
+
+def test_the_deadline_is_the_blocks_own() -> None:
+    with pytest.raises(multiprocessing.TimeoutError, match="when no process still ran"), Group(timeout=0.05) as group:
+        while not group.cancelled:
+            select.poll().poll(5)
 
 
 def test_deaf_and_stopped_processes_are_killed(context: Any) -> None:

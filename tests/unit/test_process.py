@@ -295,6 +295,31 @@ def test_stack_of_a_process_that_is_stuck_in_c(context: Any) -> None:
     process.join(30)
 
 
+def stay_stopped(said: Any) -> None:
+    said.send_bytes(b"here")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stay_masked(said: Any) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    stay(said)
+
+
+@pytest.mark.parametrize(
+    ("target", "why"), [(stay_stopped, "it is stopped"), (stay_masked, "its threads block signal 62")]
+)
+def test_stack_of_a_process_that_cannot_answer(target: Any, why: str) -> None:
+    process = started(manycore, target)
+    while target is stay_stopped and " T " not in Path(f"/proc/{process.pid}/stat").read_text():
+        select.poll().poll(5)
+    with pytest.raises(TimeoutError, match=f"within 0.1 s: {why}$"):
+        process.stack(0.1)
+    process.kill()
+    process.join(30)
+    with pytest.raises(LookupError):
+        process.stack()
+
+
 def log_a_line() -> None:
     manycore.get_logger().warning("a line")
 

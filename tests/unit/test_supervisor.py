@@ -59,9 +59,22 @@ def test_the_budget_ends_in_one_clear_error(tmp_path: Path) -> None:
     supervisor = supervise(count_and_fail, str(path), 1000, max_restarts=2, within=1000)
     with pytest.raises(manycore.RestartLimitExceeded, match="more than 2 restarts in 1000 s") as caught:
         supervisor.wait(30)
+    assert str(caught.value).startswith(
+        f"count_and_fail-1 (pid {supervisor.processes[0].pid}) ended (exit code 1) and "
+    )
     assert isinstance(caught.value.__cause__, ValueError)
     assert path.read_text(encoding="utf-8") == "xxx"
     supervisor.stop()
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_last_end_is_said_in_words() -> None:
+    with pytest.raises(manycore.RestartLimitExceeded, match=r"ended \(SIGKILL\)") as caught:
+        supervise(kill_itself, max_restarts=0).wait(30)
+    assert isinstance(caught.value.__cause__, manycore.WorkerDied)
 
 
 def test_always_and_never(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ class Certificate(NamedTuple):
         exitcode: As `multiprocessing` has it: what it exited with, or minus the signal that ended it.
             None where nobody could learn it (it never started, or its zygote was killed on a kernel older
             than 6.15).
-        user_seconds: Processor time in user mode, its own ended children included.
-        system_seconds: Processor time in the kernel, its own ended children included.
-        peak_rss_bytes: The most memory that it held at one time.
+        user_seconds: Processor time in user mode, its own ended children included; 0 where nobody could learn it.
+        system_seconds: Processor time in the kernel, its own ended children included; the same.
+        peak_rss_bytes: The most memory that it held at one time; 0 where nobody could learn it.
         wall_seconds: From its fork to its end.
         oom: Whether the kernel's out-of-memory killer ended it; None where the kernel does not say.
         stack: Its Python stacks when a fatal signal ended it (`faulthandler`'s report), or None.
@@ -90,11 +90,13 @@ class Certificate(NamedTuple):
 
     def __str__(self) -> str:
         """All that is known, in lines for people."""
-        used = f"{self.user_seconds + self.system_seconds:.2f} s of processor time"
-        memory = f"{self.peak_rss_bytes / 1e6:.1f} MB at the most"
+        used = ""
+        if self.peak_rss_bytes:  # which no process is without
+            time = f"{self.user_seconds + self.system_seconds:.2f} s of processor time"
+            used = f", with {time} and {self.peak_rss_bytes / 1e6:.1f} MB at the most"
         lines = [
             f"{self.title or 'process'} (pid {self.pid}): {self.describe()}",
-            f"It ran for {self.wall_seconds:.2f} s, with {used} and {memory}.",
+            f"It ran for {self.wall_seconds:.2f} s{used}.",
         ]
         if self.note and self.exitcode is not None:
             lines.append(self.note)

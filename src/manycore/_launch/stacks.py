@@ -105,7 +105,21 @@ def _ask(pid: int, pidfd: int, file: int, timeout: float) -> str:
         if ended or (after > before and not _is_busy(pid)):
             return os.pread(file, os.fstat(file).st_size - before, before).decode("utf-8", "replace")
         if time.monotonic() >= deadline:
-            raise TimeoutError(f"process {pid} has not written its stacks within {timeout} s; is it stopped?")
+            raise TimeoutError(f"process {pid} has not written its stacks within {timeout:g} s{_why(pid)}")
+
+
+def _why(pid: int) -> str:
+    """What keeps a process from answering, if it can be seen."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+    if state in "tT":
+        return ": it is stopped"
+    if _mask(f"/proc/{pid}/status", "ShdPnd") & _mask(f"/proc/{pid}/status", "SigBlk") & 1 << (wire.STACK_SIGNAL - 1):
+        return f": its threads block signal {wire.STACK_SIGNAL}"
+    return ": it is stuck in the kernel" if state == "D" else ""
 
 
 def _handles(pid: int) -> bool:
