@@ -14,6 +14,7 @@ Invariants:
     a client is unpickled from only after it has shown the key, and it has AUTH_TIMEOUT seconds for that
 If a process dies:
     the manager: all calls in it, and all that come, raise ManagerDied, in every process. The objects are gone.
+    the process that started it: the manager goes, and the file of its socket.
     a client: its connection's thread ends. What it held by proxies (references, locks) stays held.
 Unlike multiprocessing.managers: see above; `shutdown` takes a bounded time even where the manager is stopped; an
     exception that is no Exception (SystemExit) reaches the caller; a server without descriptors waits instead of
@@ -42,6 +43,7 @@ from multiprocessing.managers import (  # type: ignore[attr-defined]  # names th
     convert_to_error,
     public_methods,
 )
+from multiprocessing.process import parent_process
 from typing import TYPE_CHECKING, Any
 
 from manycore import connection, context, pool, shared_memory
@@ -104,6 +106,14 @@ __all__ = [
     "listener_client",
     "public_methods",
 ]
+
+
+def _close_with_parent(listener: Any) -> None:
+    """In the server's process: the file of its socket goes when the parent is killed, which it outlives for a moment."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        listener.close()
 
 
 class BaseManager(_standard.BaseManager):
@@ -236,6 +246,7 @@ class BaseManager(_standard.BaseManager):
         if initializer is not None:
             initializer(*initargs)
         server = cls._Server(registry, address, authkey, serializer)
+        threading.Thread(target=_close_with_parent, args=(server.listener,), daemon=True).start()
         writer.send(server.address)
         writer.close()
         server.serve_forever()

@@ -81,6 +81,12 @@ def with_escaped_child():
     say("ready")
     threading.Event().wait()
 
+def with_manager():
+    manager = manycore.get_context(sys.argv[2]).Manager()
+    assert os.path.exists(manager.address)
+    say(manager.address)
+    threading.Event().wait()
+
 def nested():
     process = manycore.get_context(sys.argv[2]).Process(target=stuck, daemon=sys.argv[3] == "daemon")
     process.start()
@@ -97,6 +103,8 @@ def main(state, method, kind):
         say("ready")
         while True:
             context.Process(target=idle, daemon=kind == "daemon").start()
+    if state == "with_manager":
+        with_manager()
     if state == "preloading":
         manycore.get_context().set_forkserver_preload(["slow_to_import"])
         manycore.Process(target=idle, daemon=True).start()
@@ -170,6 +178,18 @@ def test_processes_that_are_no_daemons(state: str, method: str, tmp_path: Path) 
 @pytest.mark.parametrize("daemon", [True, False])
 def test_what_they_forked(method: str, daemon: bool, tmp_path: Path) -> None:
     kill_the_parent("with_forks", method, tmp_path, daemon=daemon)
+
+
+@pytest.mark.parametrize("method", ["zygote", "fork", "spawn", "forkserver"])
+def test_no_socket_file_of_a_manager_is_left(method: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    parent = subprocess.Popen([sys.executable, str(program), "with_manager", method, ""], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    address = parent.stdout.readline().strip()
+    parent.kill()
+    parent.communicate()
+    wait_for(lambda: not os.path.exists(address), SURELY_S)
 
 
 def kill_the_parent(state: str, method: str, tmp_path: Path, daemon: bool = True) -> None:
