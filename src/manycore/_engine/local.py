@@ -96,6 +96,7 @@ class Engine(Collecting):
         self._settlement = Settlement(self._dispatcher, self._tasks, self._workforce, self.outbox)
         self._after = self._settlement.after
         self._collector: threading.Thread | None = None
+        self._begun = threading.Event()  # the collector was started, or that has failed
         self._unmanned = True  # workers are to be started when there is work
         self._closed = False  # no new tasks
         self._ended = False  # no workers, and no new ones
@@ -117,7 +118,10 @@ class Engine(Collecting):
                 self._unmanned = False
                 name = f"manycore {self.name}"
                 self._collector = threading.Thread(target=self._collect_forever, name=name, daemon=True)
-            self._collector.start()
+            try:
+                self._collector.start()
+            finally:
+                self._begun.set()
 
     # Tasks in
 
@@ -408,7 +412,9 @@ class Engine(Collecting):
             self._workforce.await_end(children)
             collector = self._collector
             if collector is not None and collector is not threading.current_thread():
-                collector.join(CALLBACK_GRACE if kill else None)
+                self._begun.wait()  # the thread that starts it may be amid that
+                if collector.ident is not None:
+                    collector.join(CALLBACK_GRACE if kill else None)
         except BaseException:  # an interrupt: it ends at once
             self._workforce.kill()
             raise

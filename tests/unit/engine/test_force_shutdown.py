@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import signal
+import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import FrameType
@@ -73,3 +74,30 @@ def test_an_executor_without_workers_has_none_to_end() -> None:
     executor.kill_workers()
     executor.kill_workers()
     executor.shutdown()
+
+
+def test_an_end_amid_the_start_in_another_thread_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting, go_on = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def start_late(thread: threading.Thread) -> None:
+        if thread.name.startswith("manycore "):  # the collector of an engine
+            starting.set()
+            assert go_on.wait(30)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    errors: list[BaseException] = []
+    monkeypatch.setattr(threading, "excepthook", lambda what: errors.append(what.exc_value))
+    executor = manycore.ProcessPoolExecutor(1)
+    user = threading.Thread(target=lambda: executor.submit(abs, -1))
+    user.start()
+    assert starting.wait(30)
+    ender = threading.Thread(target=lambda: executor.shutdown(cancel_futures=True))
+    ender.start()
+    ender.join(0.2)  # it waits for the start, or has failed
+    go_on.set()
+    for thread in (user, ender):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert not any("join" in str(error) for error in errors), errors  # the call itself may have come too late
