@@ -52,6 +52,7 @@ class Child:
         self._pid = 0
         self._pidfd = -1
         self._status: Certificate | None = None
+        self._words: tuple[str | None, str | None] = None, None  # its stacks, Python's and native
         self._killed = False  # by us, so that the out-of-memory killer is not asked about
         self._started = Flag()
         self._ended = Flag()

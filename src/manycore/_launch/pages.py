@@ -7,7 +7,7 @@ have the kernel copy what both name at once, a spare before it is asked for anyt
 
     a child, at its end:        /proc/self/pagemap -> runs of pages        written()
     zygote, as it reaps:        what two of them wrote to                  common()
-    the next, at their start:   runs of pages -> copied by the kernel      `_native.process.populate()`
+    the next, at their start:   runs of pages -> copied by the kernel      `_native.brood.populate()`
 
 Invariants:
     nothing but time depends on it: addresses mean the same in all children of one zygote; where a page is no longer

@@ -361,13 +361,19 @@ class Launcher:
             for level, kind, data in ancillary:
                 if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS and len(data) >= 4:
                     pidfd = int.from_bytes(data[:4], sys.byteorder)
+            if record[0] == wire.EXITED:
+                self._exited(memoryview(record)[wire.NUMBERS_AT :].cast("d"), calls)
+                continue
+            if record[0] == wire.GONE:
+                self._gone(zygote, int(memoryview(record)[wire.NUMBERS_AT :].cast("d")[0]))
+                continue
             report = marshal.loads(record)  # noqa: S302  # from our own zygote
             if report[0] == wire.STARTED:
                 self._started(report[1], report[2], pidfd)
-            elif report[0] == wire.EXITED:
-                self._exited(report, calls)
-            elif report[0] == wire.GONE:
-                self._gone(zygote, report[1])
+            elif report[0] == wire.WORDS:
+                child = self._children.get(report[1])
+                if child is not None:
+                    child._words = report[2:]
             elif report[0] == wire.FAILED:
                 zygote.context = None  # it may not have taken that over
                 self._fail(report[1], launch_error(report[3], report[2]), calls)
@@ -403,8 +409,9 @@ class Launcher:
         if request is not None and request.child.launch_id in self._requests:
             self._waiting.appendleft(request)
 
-    def _exited(self, report: tuple[Any, ...], calls: list[tuple[Callable[[Child], None], Child]]) -> None:
-        _, launch_id, pid, how, user, system, peak, wall, stack, native = report
+    def _exited(self, report: memoryview[float], calls: list[tuple[Callable[[Child], None], Child]]) -> None:
+        launch_id, pid, how, peak = (int(report[n]) for n in (0, 1, 2, 5))
+        user, system, wall = report[3], report[4], report[6]
         self._asked.pop(pid, None)
         child = self._children.get(launch_id)
         if child is None:
@@ -414,7 +421,7 @@ class Launcher:
             child._set_started(pid, ended_fd())
         code = os.waitstatus_to_exitcode(how)
         oom = self._oom_of(child, code)
-        status = Certificate(pid, child.title, code, user, system, peak, wall, oom, stack, native)
+        status = Certificate(pid, child.title, code, user, system, peak, wall, oom, *child._words)
         self._finish(child, status, calls)
 
     def _oom_of(self, child: Child, code: int | None) -> bool | None:

@@ -2,19 +2,21 @@
 
 One record is one message of a SOCK_SEQPACKET pair, so it arrives whole or not at all. Its body is a
 `marshal` tuple: both sides are the same interpreter, and marshal needs no import. What does not fit
-travels in a memfd beside it.
+travels in a memfd beside it. What the zygote's core sends (`_native/c/brood.h`) is numbers, as shown: of a
+report the kind is the first of 8 bytes, and the numbers are doubles; else they are integers of 8 bytes.
 
     request  (LAUNCH, id, entry, payload | None, title, standard, linger, told, context | None, or the pid of a spare)
                  descriptors: the standard ones that are open, the payload's memfd, the caller's
              (PRELOAD, modules, context | None, told)
              (OWN_GROUP, id)                when this child ends, its process group ends too
              (END,)                         kill every child at once, and exit
-             (END, pid)                     to a spare: exit
+             numbers: pid                   to a spare: exit
              (LONG, id)                     the request itself is in a memfd, the first descriptor
-    a spare  (generation, pid, time)        from the zygote to the parent, as soon as it is forked (`spares.py`)
+    a spare  numbers: generation, pid, ns   from the zygote to the parent, as soon as it is forked (`spares.py`)
     report   (STARTED, id, pid, pidfd sent) from the child itself, before it runs anything of the caller's
-             (EXITED, id, pid, status, user s, system s, peak bytes, wall s, stack, native stack)
-             (GONE, pid)                    a spare has ended, and had taken no request
+             (WORDS, id, stack, native stack)   of one that a fatal signal ended, before its EXITED
+             EXITED, numbers: id, pid, status, user s, system s, peak bytes, wall s
+             GONE, numbers: pid             a spare has ended, and had taken no request
              (FAILED, id, errno, text)      there is no such child and never will be
              (PRELOAD_FAILED, module, text)
 """
@@ -34,6 +36,8 @@ EXITED = 12
 FAILED = 13
 PRELOAD_FAILED = 14
 GONE = 15
+WORDS = 16
+NUMBERS_AT = 8
 
 # The zygote's descriptors: given to it when it is executed.
 CONTROL_FD = 3  # its end of the socket pair

@@ -73,11 +73,7 @@ cdef extern from "crash.h":
     void mc_crash_load()
     int mc_crash_install(int fd)
 
-cdef extern from "sys/mman.h" nogil:
-    int madvise(void *address, size_t size, int advice)
-
 cdef enum:
-    POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of madvise(2), Linux 5.14
     MOST = 280  # descriptors that a child keeps (MAX_FDS of wire.py, and its own), limits that it follows
 
 # The bytes of this process's own argv, which the kernel shows as /proc/PID/cmdline. A forked child
@@ -207,19 +203,6 @@ def tell_crashes(int fd) -> None:
     """
     if mc_crash_install(fd) != 0:
         raise OSError(errno, "sigaltstack or sigaction")
-
-
-def populate(runs: bytes) -> None:
-    """Have the kernel copy pages now that are otherwise copied one by one as they are first written to.
-
-    `runs` holds the address and the bytes of each run of pages, as unsigned integers of 8 bytes.
-    """
-    cdef const unsigned long *run = <const unsigned long *><const char *>runs
-    cdef size_t left = len(runs) // 16
-    while left:
-        madvise(<void *>run[0], run[1], POPULATE_WRITE)  # where nothing is mapped, or the kernel is old, nothing happens
-        run += 2
-        left -= 1
 
 
 cdef class End:

@@ -19,6 +19,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -33,6 +34,7 @@
 #define SYS_close_range 436
 #endif
 
+#define MC_POPULATE_WRITE 23 /* MADV_POPULATE_WRITE of madvise(2) */
 #define MC_CORES_BYTES 1024 /* of an affinity mask; Linux is built for 8,192 cores at most */
 #define MC_FULL_RETRY_MS 1  /* between attempts to send while too many descriptors are in flight */
 
@@ -71,6 +73,14 @@ static inline void mc_close_others(int *keep, int count)
         }
         previous = i < count ? keep[i] : previous;
     }
+}
+
+/* Have the kernel copy pages now that are otherwise copied one by one as they are first written to: of `count` runs each its
+ * address and its bytes. Where nothing is mapped, or the kernel is older than Linux 5.14, nothing happens. */
+static inline void mc_populate(const unsigned long *runs, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        madvise((void *)runs[2 * i], runs[2 * i + 1], MC_POPULATE_WRITE);
 }
 
 /* Its own process group, the tie to the parent, the memfd for its stacks, and no descriptor of the zygote's. */

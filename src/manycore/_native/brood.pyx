@@ -1,0 +1,256 @@
+# cython: language_level=3
+"""The children of a zygote: forked, noted, reaped and reported without an object of Python's being touched (brood.h)."""
+
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport strerror
+from posix.unistd cimport close, fork
+
+cdef extern from "Python.h":
+    void PyOS_BeforeFork()
+    void PyOS_AfterFork_Parent()
+    void PyOS_AfterFork_Child()
+
+cdef extern from "errno.h":
+    int errno
+    int EDEADLK
+
+cdef extern from "child.h":
+    void mc_populate(const unsigned long *runs, size_t count)
+
+cdef extern from "brood.h":
+    int64_t MC_NEVER
+    int PLACES "MC_PLACES"
+    int OTHERS "MC_OTHERS"
+
+    enum mc_event:
+        MC_TIME
+        MC_READY
+        MC_WORDS
+        MC_SPARE
+
+    struct mc_child:
+        uint64_t launch_id
+        int stack
+        bint linger
+        bint owns_group
+
+    struct mc_place:
+        int pid
+        int end
+        int pen
+
+    struct mc_brood:
+        mc_child *children
+        size_t count
+        mc_place places[2]
+        void *unsent
+        int64_t due
+        int wanted
+        int lifeline
+        int wake
+        int said
+        int others[3]
+        int found
+
+    mc_child *mc_brood_find(mc_brood *brood, int pid)
+    void mc_brood_flush(mc_brood *brood)
+    int mc_brood_tell(mc_brood *brood, const void *record, size_t size)
+    void mc_brood_drop(mc_brood *brood)
+    void mc_brood_renew(mc_brood *brood, uint64_t generation)
+    int mc_brood_place(mc_brood *brood)
+    void mc_brood_note(mc_brood *brood)
+    int mc_thread_count()
+    int mc_brood_open(mc_brood *brood, int *lifeline, int *stack)
+    void mc_brood_enter(mc_brood *brood, int pid, int place, int lifeline, int stack)
+    void mc_brood_ask(mc_brood *brood, int pid, uint64_t launch_id, bint linger)
+    void mc_brood_bury(mc_brood *brood, int pid)
+    int mc_brood_reap(mc_brood *brood)
+    void mc_brood_kill(mc_brood *brood, bint all)
+    mc_event mc_brood_wait(mc_brood *brood, int64_t until)
+
+cdef enum:
+    RUN_BYTES = 16  # an address and a number of bytes
+
+TIME, READY, WORDS, UNPREPARED, BORN = range(5)  # what `Brood.wait` comes back with
+
+
+def populate(runs: bytes) -> None:
+    """Have the kernel copy pages now that are otherwise copied one by one as they are first written to.
+
+    `runs` holds the address and the bytes of each run of pages, as unsigned integers of 8 bytes.
+    """
+    mc_populate(<const unsigned long *><const char *>runs, len(runs) // RUN_BYTES)
+
+
+cdef class Brood:
+    """See brood.h. A zygote has one.
+
+    Args:
+        others: What the caller serves when it is ready to read: the socket to the parent first, 3 at most.
+        lifeline: The read end of the children's lifeline.
+        wake: A descriptor that is ready with each SIGCHLD.
+        said: Where spares write that they take a request: pid, launch id, whether it may linger, as 3 integers of 8 bytes.
+        places: For each place of a spare both ends of its socket: the spare's, the parent's.
+
+    Attributes:
+        prepared: Whether spares may be forked; while it is false, `wait` comes back for each with UNPREPARED.
+        lifeline, stack: In a child, and of it: its open file of the lifeline, and the memfd for its last words.
+    """
+
+    cdef mc_brood brood
+    cdef public bint prepared
+    cdef readonly int lifeline, stack
+    cdef bytes pages
+
+    def __init__(self, others, int lifeline, int wake, int said, places):
+        cdef int i
+        if not 1 <= len(others) <= OTHERS or len(places) != PLACES:
+            raise ValueError("others or places")
+        for i in range(OTHERS):
+            self.brood.others[i] = others[i] if i < len(others) else -1
+        for i, (end, pen) in enumerate(places):
+            self.brood.places[i].end = end
+            self.brood.places[i].pen = pen
+        self.brood.lifeline = lifeline
+        self.brood.wake = wake
+        self.brood.said = said
+        self.brood.wanted = 1
+        self.pages = b""
+
+    def wait(self, until=None) -> tuple:
+        """Do what is to be done for the children, until something is left to the caller.
+
+        Args:
+            until: When to come back at the latest, in ns as `time.monotonic_ns`; None: not for a time.
+
+        Returns:
+            (TIME, 0), (READY, the descriptor), (WORDS, the pid of a child that ended and left something to be read),
+            (UNPREPARED, 0), or, in a new spare, (BORN, its place).
+        """
+        cdef int64_t end = MC_NEVER if until is None else until
+        cdef mc_event event
+        cdef int place
+        while True:
+            event = mc_brood_wait(&self.brood, end)
+            if event == MC_TIME:
+                return TIME, 0
+            if event == MC_READY:
+                return READY, self.brood.found
+            if event == MC_WORDS:
+                return WORDS, self.brood.found
+            if not self.prepared:
+                return UNPREPARED, 0
+            self.brood.due = 0
+            place = mc_brood_place(&self.brood)
+            if place >= 0 and mc_thread_count() <= 1 and self.child(place) == 0:  # what fails, the next launch says
+                return BORN, place
+
+    def fork(self) -> int:
+        """Fork a child that the parent has asked for.
+
+        Returns:
+            Its pid; 0 in the child.
+
+        Raises:
+            OSError: There is no room for it, or with EDEADLK: this process has threads, which a fork does not copy.
+        """
+        cdef int pid
+        if mc_thread_count() > 1:
+            raise OSError(EDEADLK, "threads")
+        pid = self.child(-1)
+        if pid < 0:
+            raise OSError(-pid, strerror(-pid).decode())
+        return pid
+
+    cdef int child(self, int place):
+        """Fork; returns minus an errno, the pid, or 0 in the child, which then has copies of the pages that it will write to."""
+        cdef int pid, lifeline = -1, stack = -1, error
+        cdef const char *runs = self.pages
+        cdef size_t count = len(self.pages) // RUN_BYTES
+        if mc_brood_open(&self.brood, &lifeline, &stack) != 0:
+            return -errno
+        PyOS_BeforeFork()
+        pid = fork()
+        error = errno
+        if pid == 0:
+            mc_populate(<const unsigned long *>runs, count)
+            PyOS_AfterFork_Child()
+            self.lifeline = lifeline
+            self.stack = stack
+            return 0
+        PyOS_AfterFork_Parent()
+        if pid < 0:
+            close(lifeline)
+            close(stack)
+            return -error
+        mc_brood_enter(&self.brood, pid, place, lifeline, stack)
+        return pid
+
+    def launched(self, int pid, uint64_t launch_id, bint linger) -> None:
+        """Note for which launch a child was forked, and whether it may outlive the parent by a moment."""
+        mc_brood_ask(&self.brood, pid, launch_id, linger)
+
+    def give_pages(self, runs: bytes) -> None:
+        """Have each child from now on `populate` these at once."""
+        self.pages = runs
+
+    def renew(self, uint64_t generation) -> None:
+        """Have spares end that know less than the parent has told."""
+        mc_brood_renew(&self.brood, generation)
+
+    def drop(self) -> None:
+        """Have all spares end."""
+        mc_brood_drop(&self.brood)
+
+    def has_spares(self) -> bool:
+        """Whether there are spares, if only such as were told to end."""
+        mc_brood_note(&self.brood)
+        return any(self.brood.places[i].pid != 0 for i in range(PLACES))
+
+    def tell(self, record: bytes) -> None:
+        """Send a record to the parent, after all that it was told before; kept here until there is room for it."""
+        if mc_brood_tell(&self.brood, <const char *>record, len(record)) != 0:
+            raise MemoryError
+
+    def is_telling(self) -> bool:
+        """Whether records wait for room."""
+        mc_brood_flush(&self.brood)
+        return self.brood.unsent != NULL
+
+    def launch_of(self, int pid) -> int:
+        """The launch that a child was forked for, or took; 0: it is a spare."""
+        cdef mc_child *child = mc_brood_find(&self.brood, pid)
+        return 0 if child == NULL else child.launch_id
+
+    def stack_of(self, int pid) -> int:
+        """The memfd for a child's last words."""
+        cdef mc_child *child = mc_brood_find(&self.brood, pid)
+        return -1 if child == NULL else child.stack
+
+    def own_group(self, uint64_t launch_id) -> None:
+        """Have a child's process group end with it, also when it exits by itself."""
+        mc_brood_note(&self.brood)
+        for i in range(self.brood.count):
+            if self.brood.children[i].launch_id == launch_id:
+                self.brood.children[i].owns_group = True
+
+    def reap(self) -> int:
+        """Reap, and report, those that have ended.
+
+        Returns:
+            The pid of one that is not reaped, as it left something to be read; 0 if there is none left.
+        """
+        return mc_brood_reap(&self.brood)
+
+    def bury(self, int pid) -> None:
+        """Reap and report one that has ended."""
+        mc_brood_bury(&self.brood, pid)
+
+    def kill(self, bint all) -> None:
+        """Have the groups of all children end, or of those that may not linger."""
+        mc_brood_note(&self.brood)
+        mc_brood_kill(&self.brood, all)
+
+    def lingers(self) -> bool:
+        """Whether a child is there that may linger."""
+        return any(self.brood.children[i].linger for i in range(self.brood.count))
