@@ -109,7 +109,7 @@ __all__ = [
 
 
 def _close_with_parent(listener: Any) -> None:
-    """In the server's process: the file of its socket goes when the parent is killed, which it outlives for a moment."""
+    """In the server's process: the file of its socket goes when the parent is killed, whom it outlives a moment."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -104,3 +104,39 @@ def write(payload: bytes, fds: list[int]) -> None:
 
 def tell_variable(payload: bytes, fds: list[int]) -> None:
     os.write(fds[0], os.environb.get(payload, b""))
+
+
+def import_and_say_who_read(payload: bytes, fds: list[int]) -> int:
+    """Import a module; 77 if no file of its was read for that."""
+    name = payload.decode()
+    opened = []
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+    __import__(name)
+    return 0 if any(os.path.basename(path).startswith(f"{name}.") for path in opened) else 77
+
+
+def import_and_spoil(payload: bytes, fds: list[int]) -> None:
+    """Import a module, and make its file one that is none."""
+    module = __import__(payload.decode())
+    with open(str(module.__file__), "w", encoding="utf-8") as file:
+        file.write("value = (\n")
+
+
+def import_and_replace(payload: bytes, fds: list[int]) -> None:
+    """Import a module, have an object in its place that answers nothing, and an exit handler."""
+    import atexit
+    from pathlib import Path
+
+    name, log = payload.decode().split()
+    module = __import__(name)
+    sys.modules[name] = module.Strange()
+    atexit.register(lambda: Path(log).write_text("the exit handler", encoding="utf-8") and None)
+
+
+def import_all_and_colorsys(payload: bytes, fds: list[int]) -> int:
+    """77 if `colorsys` was here already."""
+    if "colorsys" in sys.modules:
+        return 77
+    for name in [*payload.decode().split(), "colorsys"]:
+        __import__(name)
+    return 0

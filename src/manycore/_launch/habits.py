@@ -2,15 +2,15 @@
 
     child, at its end:     the modules that it had to import -> its memfd      tell()
     zygote, as it reaps:   memfd -> names                                      read()
-    zygote, when idle:     import them, one by one, for the children to come       learn()
-    zygote, at its start:  import what nearly all modules do, if the parent has    learn_usual()
-    zygote, before a spare:  list the folders of a new path                        look_into()
+    zygote, when idle:     import them, one by one, for the children to come   learn()
+    zygote, at its start:  import what nearly all modules do, if the parent has     learn_usual()
+    zygote, before a spare:  list the folders of a new path                         look_into()
 
 With the modules goes, where the zygote asks, to which pages the child wrote (`pages.py`).
 
 A function's module often imports `typing` or `json`; that takes a child longer than all else that it does. Only
-modules of the standard library and of this package are told of: they start no threads and do the same wherever they
-are imported. A caller's modules are imported in the zygote when the caller says so (`preload`).
+modules of the standard library and of this package are imported: they start no threads and do the same wherever they
+are imported. Of a caller's modules the code is read (`codes.py`); they are imported if the caller says so (`preload`).
 
 Invariants:
     no code of a caller's runs in the zygote: it imports with the standard library's path alone
@@ -27,7 +27,7 @@ import sys
 from importlib.machinery import PathFinder
 from itertools import islice
 
-from manycore._launch import pages, wire
+from manycore._launch import codes, pages, wire
 
 __all__ = ["learn", "learn_usual", "look_into", "read", "tell"]
 
@@ -41,6 +41,10 @@ _NOT_ALONE = frozenset(
 )
 _NOT_OURS = "manycore._cli"
 _NOBODY = "manycore no module has this name"
+_MOST_LEARNED = 3000  # modules: then it is enough
+_OVERHEAD_BYTES = 32  # of two strings in a tuple, as `marshal` writes them; a name is seldom longer in UTF-8
+
+learned: set[str] = set()  # in a zygote: the modules that children have told; in a child: what it need not tell
 
 
 def tell(known: int, asked: bool) -> None:
@@ -50,11 +54,20 @@ def tell(known: int, asked: bool) -> None:
         known: How many modules it had from its zygote.
         asked: Whether the zygote wants to know which pages it wrote to.
     """
-    names = _imported(known) if len(sys.modules) > known else []
+    new = [name for name in list(islice(sys.modules, known, None)) if name not in learned]
+    names = _imported(new) if new else []
     written = pages.written() if asked else b""
-    if not names and not written:
+    files: list[tuple[str, str]] = []
+    room = _MAX_BYTES // 2
+    if new and len(learned) < _MOST_LEARNED:
+        for name, origin in codes.loaded(name for name in new if not _is_ours(name)):
+            room -= len(name) + len(origin) + _OVERHEAD_BYTES
+            if room < 0:
+                break
+            files.append((name, origin))
+    if not names and not files and not written:
         return
-    data = _MARK + marshal.dumps((names, written))
+    data = _MARK + marshal.dumps((names, files, written))
     if len(data) > _MAX_BYTES:
         return
     try:
@@ -64,9 +77,15 @@ def tell(known: int, asked: bool) -> None:
         pass
 
 
-def _imported(known: int) -> list[str]:
+def _is_ours(name: str) -> bool:
+    """Whether a module has a name of the standard library's or of this package's."""
+    top = name.partition(".")[0]
+    return top == _OURS or top in sys.stdlib_module_names
+
+
+def _imported(new: list[str]) -> list[str]:
     names: list[str] = []
-    for name in list(islice(sys.modules, known, None)):
+    for name in new:
         top = name.partition(".")[0]
         if top == _OURS:
             if not name.startswith(_NOT_OURS):
@@ -92,17 +111,21 @@ def _is_in_home(path: str) -> bool:
     )
 
 
-def read(fd: int) -> tuple[list[str], bytes]:
-    """In the zygote: what a child that has ended told in its memfd: modules, and runs of pages."""
+def read(fd: int) -> tuple[list[str], list[tuple[str, str]], bytes]:
+    """In the zygote: what a child that has ended told in its memfd.
+
+    Returns:
+        The modules that are to be imported; those whose code is to be read, each with its file; runs of pages.
+    """
     size = os.fstat(fd).st_size
     if not size:
-        return [], b""
+        return [], [], b""
     _, mark, data = os.pread(fd, _MAX_BYTES, max(0, size - _MAX_BYTES)).rpartition(_MARK)
     try:
-        names, written = marshal.loads(data) if mark else ([], b"")  # noqa: S302  # from our own child
+        names, files, written = marshal.loads(data) if mark else ([], [], b"")  # noqa: S302  # from our own child
     except (ValueError, EOFError, TypeError):  # something else was written there
-        return [], b""
-    return names, written
+        return [], [], b""
+    return names, files, written
 
 
 def learn_usual(names: list[str]) -> None:

@@ -34,29 +34,23 @@ TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["be", "decode", "keep", "receive"]
+__all__ = ["be", "decode", "receive"]
 
 _FD_BYTES = 4
 _END_BYTES = 8  # of the pid alone: that one is to end. A request is longer
 
 
-def keep(place: int, say: int) -> list[int]:
-    """The descriptors that a spare needs."""
-    return [wire.CONTROL_FD, wire.SLOT_FDS[place], say]
-
-
-def be(place: int, say: int) -> tuple[tuple[Any, ...], list[int]] | None:
+def be(source: _socket.socket, say: int) -> tuple[tuple[Any, ...], list[int]] | None:
     """In a spare: wait for a request.
 
     Args:
-        place: Where it is.
+        source: The spare's end of its place's sockets.
         say: The write end of the pipe by which it tells the zygote that it takes one.
 
     Returns:
         The request and its descriptors; None when it is to end.
     """
     pid = os.getpid()
-    source = _socket.socket(fileno=wire.SLOT_FDS[place])
     while True:
         record, fds, truncated = receive(source)
         if not record:

@@ -45,7 +45,7 @@ import select
 import sys
 import time
 
-from manycore._launch import habits, last_words, pages, spares, threads, wire, worker
+from manycore._launch import codes, habits, last_words, pages, spares, threads, wire, worker
 from manycore._memory import keeper
 from manycore._memory.keeper import Keeper
 from manycore._memory.memfd import create_memfd
@@ -73,14 +73,16 @@ class Zygote:
         self._control = _socket.socket(fileno=wire.CONTROL_FD)
         self._cwd: str | None = None
         self._preloaded: list[str] = []
-        self._learned: set[str] = set()  # what children told that they import, also what cannot be imported here
-        self._lessons: list[str] = []  # of it, what is still to be imported
+        self._lessons: list[str] = []  # what children told that they import, still to be imported
+        self._files: list[tuple[str, str]] = []  # the same of callers' modules, whose code is still to be read
+        self._codes = codes.Codes()
         self._path_is_new = False
         self._frozen = False
         self._told = b""  # the pages that one child wrote to
         self._asks = True  # whether children are to tell
         self._open = (sys.stdin.fileno(), keeper.client_fd())  # in every child
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._places = [_socket.socket(fileno=fd) for fd in wire.SLOT_FDS]  # now: modules may set a default timeout
         self._said, self._say = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._keeper = Keeper(wire.KEPT_FD) if keeper_ends == 2 else None
         others = [wire.CONTROL_FD, wire.PARENT_FD, *([] if self._keeper is None else [wire.KEPT_FD])]
@@ -113,7 +115,7 @@ class Zygote:
     def _until(self) -> int | None:
         """When there is something to do though nothing happens, as `time.monotonic_ns`."""
         left = self._keeper.expire() if self._keeper is not None else None
-        if self._lessons:
+        if self._lessons or self._files:
             left = 0.0
         return None if left is None else time.monotonic_ns() + int(max(0.0, left) * 1e9)
 
@@ -194,10 +196,10 @@ class Zygote:
     def _be_spare(self, place: int) -> NoReturn:
         def run() -> int:
             _native.set_title(f"manycore: spare of {self._parent_pid}".encode())
-            found = spares.be(place, self._say)
+            found = spares.be(self._places[place], self._say)
             return 0 if found is None else self._take(*found)
 
-        self._live(run, spares.keep(place, self._say))
+        self._live(run, [wire.CONTROL_FD, wire.SLOT_FDS[place], self._say])
 
     def _take(self, request: tuple[Any, ...], fds: list[int]) -> int:
         """Carry out a request."""
@@ -283,16 +285,17 @@ class Zygote:
         os._exit(0)
 
     def _learn(self) -> None:
-        """Import one module that children had to import, the last first, as those before it may need it.
+        """Import one module that children had to import, the last first, as those before it may need it; or read one.
 
         One, for deaths are reported in between: whoever waits for a report does so for 50 ms.
         """
-        if not self._lessons:
-            return
-        name = self._lessons.pop()
-        self._while_armed(lambda: habits.learn(name))
-        if not threads.settle():
-            self._retire()
+        if self._lessons:
+            name = self._lessons.pop()
+            self._while_armed(lambda: habits.learn(name))
+            if not threads.settle():
+                self._retire()
+        elif self._files and self._codes.learn(*self._files.pop()):  # a spare can do without
+            self._frozen = self._brood.prepared = False
 
     def _import(self, name: str) -> str:
         if name in sys.modules:
@@ -340,15 +343,15 @@ class Zygote:
             return
         stack = self._brood.stack_of(pid)
         if info.si_code == os.CLD_EXITED:
-            names, written = habits.read(stack)
+            names, files, written = habits.read(stack)
             if written and self._asks:
                 self._asks = not self._told
                 if not self._asks:
                     self._brood.give_pages(pages.common(self._told, written))
                 self._told = written
-            new = [name for name in names if name not in self._learned]
-            self._learned.update(new)
-            self._lessons += [name for name in new if name not in sys.modules]
+            self._lessons += [name for name in names if name not in habits.learned and name not in sys.modules]
+            self._files += [lesson for lesson in reversed(files) if lesson[0] not in habits.learned]
+            habits.learned.update(names, (name for name, _ in files))
         elif info.si_status in _FATAL:
             self._report(wire.WORDS, self._brood.launch_of(pid), *last_words.read(stack, pid))
         self._brood.bury(pid)
