@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from manycore._launch import Certificate, Child, launch, launcher, preload
+from manycore._launch import Certificate, Child, launch, launcher, preload, shutdown
 
 HERE = "tests.unit.launch_targets:"
 
@@ -258,3 +258,63 @@ def test_one_is_asked_while_it_gets_ready(tmp_path: Path) -> None:
     command = [sys.executable, "-c", UNREADY, str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n"
+
+
+# -- what runs in a zygote beside its loop ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of the path, for a zygote that ends with the test."""
+    shutdown()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    shutdown()
+
+
+def test_a_default_timeout_of_a_preloaded_module_does_not_end_spares(preloaded: Path) -> None:
+    (preloaded / "spares_hurry.py").write_text("import socket\nsocket.setdefaulttimeout(0.001)\n", encoding="utf-8")
+    preload("spares_hurry")
+    with_spares()
+
+
+def test_a_signals_handler_of_a_preloaded_module_is_called_while_the_zygote_waits(preloaded: Path) -> None:
+    text = "import os, signal\nsignal.signal(signal.SIGUSR1, lambda *_: os._exit(5))\n"
+    (preloaded / "spares_handler.py").write_text(text, encoding="utf-8")
+    preload("spares_handler")
+    with_spares()
+    pid = zygote()
+    os.kill(pid, signal.SIGUSR1)
+    gone(pid)
+    assert ended(launch(HERE + "exit_with", b"3")).exitcode == 3
+
+
+def test_a_thread_that_ends_by_itself_does_so_while_the_zygote_waits(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import sys, threading
+def rest():
+    for _ in range(50):
+        threading.Event().wait(0.001)
+if any("manycore._launch.zygote" in argument for argument in sys.orig_argv):
+    threading.Thread(target=rest, daemon=True).start()
+""",
+        encoding="utf-8",
+    )
+    program = """
+import time
+from manycore._launch import launch
+deadline = time.monotonic() + 20
+while (child := launch("operator:eq", b"", [])).wait(20).note and time.monotonic() < deadline:
+    pass
+print(child.status.note)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+    assert done.stdout.strip() == "", done.stderr

@@ -1,11 +1,13 @@
 # cython: language_level=3
 """The children of a zygote: forked, noted, reaped and reported without an object of Python's being touched (brood.h)."""
 
+import os
+
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport strerror
 from posix.unistd cimport close, fork
 
 cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
     void PyOS_BeforeFork()
     void PyOS_AfterFork_Parent()
     void PyOS_AfterFork_Child()
@@ -27,6 +29,7 @@ cdef extern from "brood.h":
         MC_READY
         MC_WORDS
         MC_SPARE
+        MC_SIGNAL
 
     struct mc_child:
         uint64_t launch_id
@@ -66,7 +69,7 @@ cdef extern from "brood.h":
     void mc_brood_bury(mc_brood *brood, int pid)
     int mc_brood_reap(mc_brood *brood)
     void mc_brood_kill(mc_brood *brood, bint all)
-    mc_event mc_brood_wait(mc_brood *brood, int64_t until)
+    mc_event mc_brood_wait(mc_brood *brood, int64_t until) nogil
 
 cdef enum:
     RUN_BYTES = 16  # an address and a number of bytes
@@ -131,7 +134,14 @@ cdef class Brood:
         cdef mc_event event
         cdef int place
         while True:
-            event = mc_brood_wait(&self.brood, end)
+            if mc_thread_count() == 1:  # the lock is let go for nobody: that would write to pages
+                event = mc_brood_wait(&self.brood, end)
+            else:
+                with nogil:
+                    event = mc_brood_wait(&self.brood, end)
+            if event == MC_SIGNAL:
+                PyErr_CheckSignals()
+                continue
             if event == MC_TIME:
                 return TIME, 0
             if event == MC_READY:
@@ -159,7 +169,7 @@ cdef class Brood:
             raise OSError(EDEADLK, "threads")
         pid = self.child(-1)
         if pid < 0:
-            raise OSError(-pid, strerror(-pid).decode())
+            raise OSError(-pid, os.strerror(-pid))
         return pid
 
     cdef int child(self, int place):

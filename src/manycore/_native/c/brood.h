@@ -2,8 +2,8 @@
  * and reports. In C, without an object of Python's being touched: each page that a zygote writes after a fork is copied,
  * at 1 to 3 us, and a few lines of Python write to 150.
  *
- *   mc_brood_wait     until a descriptor of Python's is ready, a child that ended left something to be read, or a time
- *                     has come; or until a spare is to be forked, for that needs the interpreter's hooks
+ *   mc_brood_wait     until a descriptor of Python's is ready, a child that ended left something to be read, a time or
+ *                     a signal has come; or until a spare is to be forked, for that needs the interpreter's hooks
  *   mc_brood_open, mc_brood_enter     before and after a fork
  *   mc_brood_bury     a child that has ended: its group, its resources, the report
  *
@@ -25,6 +25,7 @@
 #define _GNU_SOURCE
 #endif
 
+#include "child.h"
 #include "wait.h"
 
 #include <fcntl.h>
@@ -47,7 +48,7 @@
 #define MC_EXITED 12                 /* kinds of report, of wire.py */
 #define MC_GONE 15
 
-enum mc_event { MC_TIME, MC_READY, MC_WORDS, MC_SPARE }; /* what mc_brood_wait comes back with */
+enum mc_event { MC_TIME, MC_READY, MC_WORDS, MC_SPARE, MC_SIGNAL }; /* what mc_brood_wait comes back with */
 
 struct mc_child {
     uint64_t launch_id; /* 0: a spare */
@@ -82,9 +83,10 @@ struct mc_brood {
     int wanted;               /* spares */
     bool owed;                /* one was to be made, and all places had spares that were told to end */
     int lifeline;             /* read end of the pipe whose write ends the parent and its zygotes hold */
-    int wake;                 /* a byte comes here with each SIGCHLD */
+    int wake;                 /* here comes a byte with each signal: its number */
     int said;                 /* what spares say: a struct mc_taken each */
     int others[MC_OTHERS];    /* what Python serves; -1: none */
+    bool signalled;           /* a signal beside SIGCHLD has come */
     bool unreaped;            /* there may be ended children though nothing is ready at `wake` */
     int turn;                 /* which of them is looked at first */
     int found;                /* after MC_READY the descriptor; after MC_WORDS the child's pid */
@@ -116,15 +118,18 @@ static inline struct mc_child *mc_brood_find(struct mc_brood *b, int pid)
 /* Send what is kept, as far as there is room. */
 static inline void mc_brood_flush(struct mc_brood *b)
 {
-    bool heard = true;
     while (b->unsent != NULL) {
         struct mc_report *first = b->unsent;
-        if (heard && send(b->others[0], first->bytes, first->size, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+        if (send(b->others[0], first->bytes, first->size, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
             if (errno == EINTR)
                 continue;
-            if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM)
+            if (errno == EAGAIN)
                 return;
-            heard = false; /* nobody is there to be told; the socket says so too */
+            if (errno == ENOBUFS || errno == ENOMEM) { /* there is room in the socket, but no memory */
+                poll(NULL, 0, MC_FULL_RETRY_MS);
+                return;
+            }
+            /* nobody is there to be told, and the socket says so too; or it is too long for any socket */
         }
         b->unsent = first->next;
         free(first);
@@ -151,7 +156,8 @@ static inline void mc_brood_tell_numbers(struct mc_brood *b, unsigned char kind,
 {
     struct mc_numbers report = {.kind = {kind}};
     memcpy(report.numbers, numbers, count * sizeof *numbers);
-    mc_brood_tell(b, &report, sizeof report.kind + count * sizeof *numbers);
+    if (mc_brood_tell(b, &report, sizeof report.kind + count * sizeof *numbers) != 0)
+        _exit(1); /* the parent learns it otherwise from who has ended, but not from who is silent */
 }
 
 /* -- spares -------------------------------------------------------------------------------------------------------- */
@@ -166,11 +172,14 @@ static inline void mc_place_end(struct mc_place *place)
     send(place->pen, &pid, sizeof pid, MSG_DONTWAIT | MSG_NOSIGNAL); /* full, or no parent: it ends with this process */
 }
 
-/* Have all spares end: they are out of date. */
+/* Have all spares end, as they are out of date; others follow in a quiet moment. */
 static inline void mc_brood_drop(struct mc_brood *b)
 {
-    for (int i = 0; i < MC_PLACES; i++)
+    for (int i = 0; i < MC_PLACES; i++) {
+        if (b->places[i].pid != 0 && !b->places[i].told && b->due == 0)
+            b->due = mc_now_ns();
         mc_place_end(&b->places[i]);
+    }
 }
 
 /* Have those end that know less than the parent has told. */
@@ -337,9 +346,13 @@ static inline void mc_brood_bury(struct mc_brood *b, int pid)
  * Returns its pid, or 0. */
 static inline int mc_brood_reap(struct mc_brood *b)
 {
-    char wakes[512];
-    while (read(b->wake, wakes, sizeof wakes) == (ssize_t)sizeof wakes)
-        ;
+    unsigned char signals[512];
+    ssize_t size;
+    do {
+        size = read(b->wake, signals, sizeof signals);
+        for (ssize_t i = 0; i < size; i++)
+            b->signalled = b->signalled || signals[i] != SIGCHLD;
+    } while (size == (ssize_t)sizeof signals);
     for (;;) {
         struct stat words;
         siginfo_t info = {0};
@@ -373,6 +386,10 @@ static inline enum mc_event mc_brood_wait(struct mc_brood *b, int64_t until)
     for (;;) {
         if (b->unreaped && (b->found = mc_brood_reap(b)) != 0)
             return MC_WORDS;
+        if (b->signalled) {
+            b->signalled = false;
+            return MC_SIGNAL;
+        }
         int64_t now = mc_now_ns(), next = until;
         bool due = b->due != 0 && now >= b->due;
         for (int i = 0; i < MC_PLACES; i++) {
