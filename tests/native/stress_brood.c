@@ -14,7 +14,7 @@ static uint64_t asked[LAUNCHES + 1]; /* the pid of the spare that was asked */
 static bool ended[LAUNCHES + 1];
 static uint64_t launches, exits, gone, taken, words;
 
-static void die(const char *what) {
+_Noreturn static void die(const char *what) {
     fprintf(stderr, "stress_brood: %s: %s\n", what, strerror(errno));
     exit(1);
 }
@@ -36,8 +36,8 @@ static int open_files(void) {
 static int wake_write;
 static void on_child(int signum) {
     int error = errno;
-    (void)signum;
-    if (write(wake_write, "!", 1) < 0) { /* full: it is ready to read */
+    unsigned char number = (unsigned char)signum;
+    if (write(wake_write, &number, 1) < 0) { /* full: it is ready to read */
     }
     errno = error;
 }
@@ -192,6 +192,8 @@ int main(int argc, char **argv) {
         }
         case MC_READY:
             die("nobody writes there");
+        case MC_SIGNAL:
+            die("no other signal was sent");
         }
         read_all();
         if (mc_now_ns() > until + 20 * INT64_C(1000000000)) die("children that do not end");
