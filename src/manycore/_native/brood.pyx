@@ -91,7 +91,7 @@ cdef class Brood:
     Args:
         others: What the caller serves when it is ready to read: the socket to the parent first, 3 at most.
         lifeline: The read end of the children's lifeline.
-        wake: A descriptor that is ready with each SIGCHLD.
+        wake: Where a byte comes with each signal, its number (`signal.set_wakeup_fd`).
         said: Where spares write that they take a request: pid, launch id, whether it may linger, as 3 integers of 8 bytes.
         places: For each place of a spare both ends of its socket: the spare's, the parent's.
 
@@ -129,6 +129,9 @@ cdef class Brood:
         Returns:
             (TIME, 0), (READY, the descriptor), (WORDS, the pid of a child that ended and left something to be read),
             (UNPREPARED, 0), or, in a new spare, (BORN, its place).
+
+        Raises:
+            BaseException: What a handler of another signal than SIGCHLD raises.
         """
         cdef int64_t end = MC_NEVER if until is None else until
         cdef mc_event event
