@@ -33,15 +33,6 @@ static int open_files(void) {
     return count;
 }
 
-static int wake_write;
-static void on_child(int signum) {
-    int error = errno;
-    unsigned char number = (unsigned char)signum;
-    if (write(wake_write, &number, 1) < 0) { /* full: it is ready to read */
-    }
-    errno = error;
-}
-
 struct request {
     uint64_t pid, launch_id;
 };
@@ -159,14 +150,12 @@ int main(int argc, char **argv) {
     }
     if (pipe2(pipes, O_NONBLOCK | O_CLOEXEC) != 0) die("pipe2");
     brood.wake = pipes[0];
-    wake_write = pipes[1];
+    mc_brood_listen(pipes[1]);
     if (pipe2(pipes, O_NONBLOCK | O_CLOEXEC) != 0) die("pipe2");
     brood.said = pipes[0];
     say = pipes[1];
     if (pipe2(pipes, O_CLOEXEC) != 0) die("pipe2");
     brood.lifeline = pipes[0];
-    struct sigaction action = {.sa_handler = on_child, .sa_flags = SA_RESTART};
-    sigaction(SIGCHLD, &action, NULL);
     int open_before = open_files();
     bool over = false;
     while (!over || brood.count > 0) {
@@ -203,7 +192,6 @@ int main(int argc, char **argv) {
         if (!ended[id]) die("a launch whose end nobody was told");
     if (brood.unsent != NULL) die("a report that was kept");
     if (open_files() != open_before) die("descriptors left open");
-    free(brood.children);
     printf("%llu launches, %llu of spares, of which %llu had ended; %llu ends, %llu with words\n",
            (unsigned long long)launches, (unsigned long long)taken, (unsigned long long)gone, (unsigned long long)exits,
            (unsigned long long)words);

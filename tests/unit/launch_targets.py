@@ -140,3 +140,41 @@ def import_all_and_colorsys(payload: bytes, fds: list[int]) -> int:
     for name in [*payload.decode().split(), "colorsys"]:
         __import__(name)
     return 0
+
+
+def work(payload: bytes, fds: list[int]) -> None:
+    """Makes, changes and drops objects of all sizes; what came out, into the first descriptor."""
+    os.write(fds[0], worked(int(payload)))
+
+
+def worked(seed: int) -> bytes:
+    """The same wherever it is done."""
+    import gc
+    import hashlib
+    import json
+    import random
+    import threading
+
+    draw = random.Random(seed)
+    values: dict[int, object] = {}
+    for round_ in range(3000):
+        key = draw.randrange(400)
+        match draw.randrange(6):
+            case 0:
+                values[key] = [draw.random() for _ in range(draw.randrange(300))]
+            case 1:
+                values[key] = {str(number): [number] for number in range(draw.randrange(100))}
+            case 2:
+                values[key] = chr(97 + round_ % 26) * draw.randrange(20_000)
+            case 3:
+                values.pop(key, None)
+            case 4:
+                values[key] = f"{key}" * draw.randrange(1, 60)
+            case _:
+                grown = values.get(key)
+                if isinstance(grown, list):
+                    grown.extend(range(draw.randrange(30_000)))
+    thread = threading.Thread(target=gc.collect)
+    thread.start()
+    thread.join()
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()

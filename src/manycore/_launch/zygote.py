@@ -45,7 +45,7 @@ import select
 import sys
 import time
 
-from manycore._launch import codes, habits, last_words, pages, spares, threads, wire, worker
+from manycore._launch import codes, habits, image, last_words, pages, spares, threads, wire, worker
 from manycore._memory import keeper
 from manycore._memory.keeper import Keeper
 from manycore._memory.memfd import create_memfd
@@ -87,10 +87,10 @@ class Zygote:
         self._keeper = Keeper(wire.KEPT_FD) if keeper_ends == 2 else None
         others = [wire.CONTROL_FD, wire.PARENT_FD, *([] if self._keeper is None else [wire.KEPT_FD])]
         places = list(zip(wire.SLOT_FDS, wire.PEN_FDS, strict=True))
-        self._brood = brood.Brood(others, wire.LIFELINE_FD, self._wake_read, self._said, places)
+        wake = self._wake_read, self._wake_write
+        self._brood = brood.Brood(others, wire.LIFELINE_FD, wake, self._said, places)
         self._arm(signal.SIGCONT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
     def run(self) -> NoReturn:
@@ -101,6 +101,8 @@ class Zygote:
                 self._be_spare(which)
             elif event == brood.UNPREPARED:
                 self._prepare()
+            elif event == brood.STEADY:
+                self._brood.take_image(image.memory())
             elif event == brood.WORDS:
                 self._hear(which)
             elif event == brood.TIME:

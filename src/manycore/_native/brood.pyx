@@ -1,15 +1,27 @@
 # cython: language_level=3
-"""The children of a zygote: forked, noted, reaped and reported without an object of Python's being touched (brood.h)."""
+"""The children of a zygote: forked, noted, reaped and reported without an object of Python's being touched (brood.h).
+
+And of its memory, what may be put into a file so that children copy it at half the cost (image.h).
+"""
 
 import os
+import types
 
-from libc.stdint cimport int64_t, uint64_t
+from cpython.object cimport PyTypeObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from posix.unistd cimport close, fork
 
 cdef extern from "Python.h":
+    ctypedef enum PyMemAllocatorDomain:
+        PYMEM_DOMAIN_RAW
+        PYMEM_DOMAIN_OBJ
+    ctypedef struct PyMemAllocatorEx:
+        void *malloc
+    void PyMem_GetAllocator(PyMemAllocatorDomain domain, PyMemAllocatorEx *allocator)
+    PyTypeObject PyType_Type
+    PyTypeObject *type_of "Py_TYPE"(object value)
     int PyErr_CheckSignals() except -1
     void PyOS_BeforeFork()
-    void PyOS_AfterFork_Parent()
     void PyOS_AfterFork_Child()
 
 cdef extern from "errno.h":
@@ -18,6 +30,17 @@ cdef extern from "errno.h":
 
 cdef extern from "child.h":
     void mc_populate(const unsigned long *runs, size_t count)
+
+cdef extern from "image.h":
+    enum:
+        MC_POOL_BYTES
+        MC_ARENA_BYTES
+        MC_GC_HEAD_BYTES
+    struct mc_pool:
+        uint32_t arena
+    int mc_image(const unsigned long *runs, size_t count)
+    uintptr_t mc_heap_end()
+    const mc_pool *mc_pool_of(const void *object, size_t size)
 
 cdef extern from "brood.h":
     int64_t MC_NEVER
@@ -55,6 +78,8 @@ cdef extern from "brood.h":
         int others[3]
         int found
 
+    mc_brood *mc_brood_new()
+    int mc_brood_listen(int wake_write)
     mc_child *mc_brood_find(mc_brood *brood, int pid)
     void mc_brood_flush(mc_brood *brood)
     int mc_brood_tell(mc_brood *brood, const void *record, size_t size)
@@ -73,8 +98,10 @@ cdef extern from "brood.h":
 
 cdef enum:
     RUN_BYTES = 16  # an address and a number of bytes
+    STEADY_AFTER = 3  # spares in a row
+    MOST_SMALL = 512  # bytes of what the interpreter's own allocator lays down; the larger are the C library's
 
-TIME, READY, WORDS, UNPREPARED, BORN = range(5)  # what `Brood.wait` comes back with
+TIME, READY, WORDS, UNPREPARED, STEADY, BORN = range(6)  # what `Brood.wait` comes back with
 
 
 def populate(runs: bytes) -> None:
@@ -85,13 +112,69 @@ def populate(runs: bytes) -> None:
     mc_populate(<const unsigned long *><const char *>runs, len(runs) // RUN_BYTES)
 
 
+def arenas(objects: list) -> list:
+    """Where the interpreter's small objects lie.
+
+    Args:
+        objects: Of those that the garbage collector knows, as many as there are.
+
+    Returns:
+        A pair for each arena of its allocator in which one of them was found: from the first to the last pool of one. Empty
+        if an object is not as that allocator would have laid it down: then it is another one.
+    """
+    cdef PyMemAllocatorEx small, large
+    cdef const mc_pool *pool
+    cdef size_t size
+    cdef dict found = {}
+    PyMem_GetAllocator(PYMEM_DOMAIN_OBJ, &small)
+    PyMem_GetAllocator(PYMEM_DOMAIN_RAW, &large)
+    if small.malloc == large.malloc:
+        return []
+    for value in objects:
+        if type(value) is not dict and type(value) is not tuple and type(value) is not types.FunctionType:
+            continue  # the size of others is not known from their type alone
+        size = MC_GC_HEAD_BYTES + type_of(value).tp_basicsize
+        if type(value) is tuple:
+            size += len(value) * type_of(value).tp_itemsize
+        if size > MOST_SMALL:
+            continue
+        pool = mc_pool_of(<void *>value, size)
+        if pool == NULL:
+            return []
+        start, end = found.get(pool.arena, (<uintptr_t>pool, 0))
+        found[pool.arena] = min(start, <uintptr_t>pool), max(end, <uintptr_t>pool + MC_POOL_BYTES)
+    if any(end - start > MC_ARENA_BYTES for start, end in found.values()):
+        return []
+    return list(found.values())
+
+
+def put_in_file(runs: bytes) -> None:
+    """Put memory into a file that is mapped in its place: runs of whole pages, as of `populate` (image.h).
+
+    Raises:
+        OSError: It could not be: no memory, or nothing is mapped there. Nothing was changed.
+    """
+    if mc_image(<const unsigned long *><const char *>runs, len(runs) // RUN_BYTES) != 0:
+        raise OSError(errno, os.strerror(errno))
+
+
+def heap_end() -> int:
+    """Where the heap of brk(2) ends; 0 if it is not the C library's own malloc that has it."""
+    return mc_heap_end()
+
+
+def static_data() -> int:
+    """An address in the interpreter's static data."""
+    return <uintptr_t>&PyType_Type
+
+
 cdef class Brood:
     """See brood.h. A zygote has one.
 
     Args:
         others: What the caller serves when it is ready to read: the socket to the parent first, 3 at most.
         lifeline: The read end of the children's lifeline.
-        wake: Where a byte comes with each signal, its number (`signal.set_wakeup_fd`).
+        wake: The two ends of a pipe: a byte comes with each signal, its number (`signal.set_wakeup_fd`).
         said: Where spares write that they take a request: pid, launch id, whether it may linger, as 3 integers of 8 bytes.
         places: For each place of a spare both ends of its socket: the spare's, the parent's.
 
@@ -100,13 +183,19 @@ cdef class Brood:
         lifeline, stack: In a child, and of it: its open file of the lifeline, and the memfd for its last words.
     """
 
-    cdef mc_brood brood
+    cdef mc_brood *brood
     cdef public bint prepared
     cdef readonly int lifeline, stack
-    cdef bytes pages
+    cdef bytes pages  # that children write to
+    cdef bytes memory  # to be put into a file
+    cdef bint is_new  # the same, and it has not been
+    cdef bint would_take  # whether the caller is to be told when that would pay
 
-    def __init__(self, others, int lifeline, int wake, int said, places):
+    def __init__(self, others, int lifeline, wake, int said, places):
         cdef int i
+        self.brood = mc_brood_new()
+        if self.brood == NULL:
+            raise MemoryError
         if not 1 <= len(others) <= OTHERS or len(places) != PLACES:
             raise ValueError("others or places")
         for i in range(OTHERS):
@@ -115,10 +204,12 @@ cdef class Brood:
             self.brood.places[i].end = end
             self.brood.places[i].pen = pen
         self.brood.lifeline = lifeline
-        self.brood.wake = wake
+        self.brood.wake, wake_write = wake
         self.brood.said = said
         self.brood.wanted = 1
-        self.pages = b""
+        self.pages = self.memory = b""
+        if mc_brood_listen(wake_write) != 0:
+            raise OSError(errno, "sigaction")
 
     def wait(self, until=None) -> tuple:
         """Do what is to be done for the children, until something is left to the caller.
@@ -128,20 +219,21 @@ cdef class Brood:
 
         Returns:
             (TIME, 0), (READY, the descriptor), (WORDS, the pid of a child that ended and left something to be read),
-            (UNPREPARED, 0), or, in a new spare, (BORN, its place).
+            (UNPREPARED, 0), (STEADY, 0): spares follow one another, and nothing else happens, so that `take_image` would
+            pay, or, in a new spare, (BORN, its place).
 
         Raises:
             BaseException: What a handler of another signal than SIGCHLD raises.
         """
         cdef int64_t end = MC_NEVER if until is None else until
         cdef mc_event event
-        cdef int place
+        cdef int place, made = 0
         while True:
             if mc_thread_count() == 1:  # the lock is let go for nobody: that would write to pages
-                event = mc_brood_wait(&self.brood, end)
+                event = mc_brood_wait(self.brood, end)
             else:
                 with nogil:
-                    event = mc_brood_wait(&self.brood, end)
+                    event = mc_brood_wait(self.brood, end)
             if event == MC_SIGNAL:
                 PyErr_CheckSignals()
                 continue
@@ -153,9 +245,18 @@ cdef class Brood:
                 return WORDS, self.brood.found
             if not self.prepared:
                 return UNPREPARED, 0
+            if made == STEADY_AFTER and self.would_take:
+                return STEADY, 0
             self.brood.due = 0
-            place = mc_brood_place(&self.brood)
-            if place >= 0 and mc_thread_count() <= 1 and self.child(place) == 0:  # what fails, the next launch says
+            place = mc_brood_place(self.brood)
+            if place < 0 or mc_thread_count() > 1:
+                continue
+            if self.is_new and mc_thread_count() == 1:
+                self.is_new = False
+                made = STEADY_AFTER
+                mc_image(<const unsigned long *><const char *>self.memory, len(self.memory) // RUN_BYTES)  # or it stays as it is
+            made += 1
+            if self.child(place) == 0:  # what fails, the next launch says
                 return BORN, place
 
     def fork(self) -> int:
@@ -180,69 +281,74 @@ cdef class Brood:
         cdef int pid, lifeline = -1, stack = -1, error
         cdef const char *runs = self.pages
         cdef size_t count = len(self.pages) // RUN_BYTES
-        if mc_brood_open(&self.brood, &lifeline, &stack) != 0:
+        if mc_brood_open(self.brood, &lifeline, &stack) != 0:
             return -errno
-        PyOS_BeforeFork()
         pid = fork()
         error = errno
         if pid == 0:
             mc_populate(<const unsigned long *>runs, count)
+            PyOS_BeforeFork()  # here, and not in the zygote, which would write to its memory; it has no other thread
             PyOS_AfterFork_Child()
             self.lifeline = lifeline
             self.stack = stack
             return 0
-        PyOS_AfterFork_Parent()
         if pid < 0:
             close(lifeline)
             close(stack)
             return -error
-        mc_brood_enter(&self.brood, pid, place, lifeline, stack)
+        mc_brood_enter(self.brood, pid, place, lifeline, stack)
         return pid
 
     def launched(self, int pid, uint64_t launch_id, bint linger) -> None:
         """Note for which launch a child was forked, and whether it may outlive the parent by a moment."""
-        mc_brood_ask(&self.brood, pid, launch_id, linger)
+        mc_brood_ask(self.brood, pid, launch_id, linger)
 
     def give_pages(self, runs: bytes) -> None:
-        """Have each child from now on `populate` these at once."""
+        """Have each child from now on `populate` these at once. Only where there are any, `take_image` pays."""
         self.pages = runs
+        self.would_take = len(runs) > 0
+
+    def take_image(self, runs: bytes) -> None:
+        """`put_in_file` these right before the next spare is forked, if that can be; with none, ask no more."""
+        self.memory = runs
+        self.is_new = self.would_take = len(runs) > 0
 
     def renew(self, uint64_t generation) -> None:
         """Have spares end that know less than the parent has told."""
-        mc_brood_renew(&self.brood, generation)
+        mc_brood_renew(self.brood, generation)
 
     def drop(self) -> None:
         """Have all spares end."""
-        mc_brood_drop(&self.brood)
+        mc_brood_drop(self.brood)
 
     def has_spares(self) -> bool:
         """Whether there are spares, if only such as were told to end."""
-        mc_brood_note(&self.brood)
+        mc_brood_note(self.brood)
         return any(self.brood.places[i].pid != 0 for i in range(PLACES))
 
     def tell(self, record: bytes) -> None:
         """Send a record to the parent, after all that it was told before; kept here until there is room for it."""
-        if mc_brood_tell(&self.brood, <const char *>record, len(record)) != 0:
+        if mc_brood_tell(self.brood, <const char *>record, len(record)) != 0:
             raise MemoryError
 
     def is_telling(self) -> bool:
         """Whether records wait for room."""
-        mc_brood_flush(&self.brood)
+        mc_brood_flush(self.brood)
         return self.brood.unsent != NULL
 
     def launch_of(self, int pid) -> int:
         """The launch that a child was forked for, or took; 0: it is a spare."""
-        cdef mc_child *child = mc_brood_find(&self.brood, pid)
+        cdef mc_child *child = mc_brood_find(self.brood, pid)
         return 0 if child == NULL else child.launch_id
 
     def stack_of(self, int pid) -> int:
         """The memfd for a child's last words."""
-        cdef mc_child *child = mc_brood_find(&self.brood, pid)
+        cdef mc_child *child = mc_brood_find(self.brood, pid)
         return -1 if child == NULL else child.stack
 
     def own_group(self, uint64_t launch_id) -> None:
         """Have a child's process group end with it, also when it exits by itself."""
-        mc_brood_note(&self.brood)
+        mc_brood_note(self.brood)
         for i in range(self.brood.count):
             if self.brood.children[i].launch_id == launch_id:
                 self.brood.children[i].owns_group = True
@@ -253,16 +359,16 @@ cdef class Brood:
         Returns:
             The pid of one that is not reaped, as it left something to be read; 0 if there is none left.
         """
-        return mc_brood_reap(&self.brood)
+        return mc_brood_reap(self.brood)
 
     def bury(self, int pid) -> None:
         """Reap and report one that has ended."""
-        mc_brood_bury(&self.brood, pid)
+        mc_brood_bury(self.brood, pid)
 
     def kill(self, bint all) -> None:
         """Have the groups of all children end, or of those that may not linger."""
-        mc_brood_note(&self.brood)
-        mc_brood_kill(&self.brood, all)
+        mc_brood_note(self.brood)
+        mc_brood_kill(self.brood, all)
 
     def lingers(self) -> bool:
         """Whether a child is there that may linger."""

@@ -1,6 +1,7 @@
 /* The children of a zygote, and what it does for them again and again: it makes spares, notes which were asked, reaps,
- * and reports. In C, without an object of Python's being touched: each page that a zygote writes after a fork is copied,
- * at 1 to 3 us, and a few lines of Python write to 150.
+ * and reports. In C, without an object of Python's or anything of malloc's being written: each page that a zygote writes
+ * after a fork is copied, at 1 to 3 us, and a few lines of Python write to 150; and where none is written, a fork is
+ * cheaper, and so are its child's copies (image.h).
  *
  *   mc_brood_wait     until a descriptor of Python's is ready, a child that ended left something to be read, a time or
  *                     a signal has come; or until a spare is to be forked, for that needs the interpreter's hooks
@@ -45,6 +46,7 @@
 #define MC_OTHERS 3                  /* descriptors that Python serves, at most; the first is the control socket */
 #define MC_SPARE_AFTER_NS 4000000    /* from a launch to the next spare, unless the child ends sooner: both want a core */
 #define MC_SPARE_KEPT_NS 2000000000  /* a spare costs about 3 MB */
+#define MC_FIRST_ROOM 64             /* for as many children at first */
 #define MC_EXITED 12                 /* kinds of report, of wire.py */
 #define MC_GONE 15
 
@@ -105,6 +107,13 @@ struct mc_ready { /* to the parent: a spare is there */
     uint64_t generation, pid, born;
 };
 
+/* A brood, all zeros, in pages of its own; NULL where there is no memory. It lasts as long as the process. */
+static inline struct mc_brood *mc_brood_new(void)
+{
+    void *brood = mmap(NULL, sizeof(struct mc_brood), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return brood == MAP_FAILED ? NULL : brood;
+}
+
 static inline struct mc_child *mc_brood_find(struct mc_brood *b, int pid)
 {
     for (size_t i = b->count; i-- > 0;) /* the youngest first: most are spares */
@@ -115,22 +124,26 @@ static inline struct mc_child *mc_brood_find(struct mc_brood *b, int pid)
 
 /* -- reports ------------------------------------------------------------------------------------------------------- */
 
+/* Send a record to the parent. Returns whether that is done with; else there is no room for it now. */
+static inline bool mc_brood_send(struct mc_brood *b, const void *bytes, size_t size)
+{
+    while (send(b->others[0], bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+        if (errno == EINTR)
+            continue;
+        if (errno == ENOBUFS || errno == ENOMEM) { /* there is room in the socket, but no memory */
+            poll(NULL, 0, MC_FULL_RETRY_MS);
+            return false;
+        }
+        return errno != EAGAIN; /* nobody is there to be told, and the socket says so too; or it is too long for any socket */
+    }
+    return true;
+}
+
 /* Send what is kept, as far as there is room. */
 static inline void mc_brood_flush(struct mc_brood *b)
 {
-    while (b->unsent != NULL) {
-        struct mc_report *first = b->unsent;
-        if (send(b->others[0], first->bytes, first->size, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
-            if (errno == EINTR)
-                continue;
-            if (errno == EAGAIN)
-                return;
-            if (errno == ENOBUFS || errno == ENOMEM) { /* there is room in the socket, but no memory */
-                poll(NULL, 0, MC_FULL_RETRY_MS);
-                return;
-            }
-            /* nobody is there to be told, and the socket says so too; or it is too long for any socket */
-        }
+    struct mc_report *first;
+    while ((first = b->unsent) != NULL && mc_brood_send(b, first->bytes, first->size)) {
         b->unsent = first->next;
         free(first);
     }
@@ -139,6 +152,8 @@ static inline void mc_brood_flush(struct mc_brood *b)
 /* Tell the parent, after all that was told before. Returns 0, or -1 where there is no memory to keep it. */
 static inline int mc_brood_tell(struct mc_brood *b, const void *bytes, size_t size)
 {
+    if (b->unsent == NULL && mc_brood_send(b, bytes, size))
+        return 0;
     struct mc_report *report = malloc(sizeof *report + size), **last = &b->unsent;
     if (report == NULL)
         return -1;
@@ -253,12 +268,12 @@ static inline int mc_brood_open(struct mc_brood *b, int *lifeline, int *stack)
 {
     char path[32];
     if (b->count == b->room) {
-        size_t room = b->room ? 2 * b->room : 16;
-        struct mc_child *children = realloc(b->children, room * sizeof *children);
-        if (children == NULL) {
-            errno = ENOMEM;
+        size_t room = b->room ? 2 * b->room : MC_FIRST_ROOM, bytes = room * sizeof *b->children;
+        void *children =
+            b->room ? mremap(b->children, b->room * sizeof *b->children, bytes, MREMAP_MAYMOVE)
+                    : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (children == MAP_FAILED)
             return -1;
-        }
         b->children = children;
         b->room = room;
     }
@@ -376,6 +391,28 @@ static inline void mc_brood_kill(struct mc_brood *b, bool all)
         if (all || !b->children[i].linger)
             kill(-b->children[i].pid, SIGKILL);
     }
+}
+
+static int mc_brood_woken_by = -1; /* where a byte is written with each SIGCHLD */
+
+static void mc_brood_wake(int signum)
+{
+    int error = errno;
+    unsigned char number = (unsigned char)signum;
+    if (write(mc_brood_woken_by, &number, 1) < 0) { /* full: its other end is ready to read */
+    }
+    errno = error;
+}
+
+/* Have SIGCHLD write a byte, its number, to the other end of `wake`; the interpreter's own handler would write to its memory. */
+static inline int mc_brood_listen(int wake_write)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = mc_brood_wake;
+    action.sa_flags = SA_RESTART | SA_ONSTACK;
+    mc_brood_woken_by = wake_write;
+    return sigaction(SIGCHLD, &action, NULL);
 }
 
 /* -- the loop ------------------------------------------------------------------------------------------------------ */
