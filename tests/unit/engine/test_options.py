@@ -64,7 +64,8 @@ def test_wrong_options_are_refused_where_they_are_given(face: Any, options: dict
 def test_a_view_is_the_same_pool(face: Any) -> None:
     view = face.options(name="nightly", timeout=60)
     assert isinstance(view, type(face))
-    assert view.stats().pids == face.stats().pids
+    before, seen, after = (set(each.stats().pids) for each in (face, view, face))  # workers may still be starting
+    assert before <= seen <= after
     found = submit(view, manycore.current_task).result(30)
     assert found.name == "nightly"
     assert found.deadline - time.monotonic() < 60
