@@ -178,3 +178,17 @@ def worked(seed: int) -> bytes:
     thread.start()
     thread.join()
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()
+
+
+def use_logging_and_threads(payload: bytes, fds: list[int]) -> None:
+    """In a child whose zygote has both modules; what came out, into the first descriptor."""
+    import logging
+    from concurrent.futures import ThreadPoolExecutor
+
+    logging.basicConfig(stream=os.fdopen(fds[0], "w"), format="%(message)s")
+    with ThreadPoolExecutor() as threads:
+        logging.getLogger("one").warning("%s", list(threads.map(lambda number: number * number, range(3))))
+    if os.fork() == 0:
+        logging.getLogger("another").debug("nobody hears this")
+        os._exit(0)
+    os.wait()

@@ -124,29 +124,58 @@ def test_it_is_put_anew_when_the_zygote_has_imported(tmp_path: Path, monkeypatch
         os.close(fd)
 
 
-def test_hooks_of_a_fork_are_called_in_order_in_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "image_hooks.py").write_text(
-        """
+HOOKS = """
 import os
 called = []
 os.register_at_fork(before=lambda: called.append("before"), after_in_child=lambda: called.append("child"),
                     after_in_parent=lambda: called.append("parent"))
 
 def tell(payload, fds):
-    os.write(fds[0], " ".join(called).encode())
-""",
-        encoding="utf-8",
-    )
+    os.write(fds[0], f"{called.count('before')} {called.count('parent')} {called.count('child')}".encode())
+"""
+
+
+def test_where_a_fork_has_hooks_of_a_callers_module_they_are_called_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "image_hooks.py").write_text(HOOKS, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     preload("image_hooks")
-    with_image()
     read, write = os.pipe()
-    for _ in range(5):
-        child = launch("image_hooks:tell", b"", [write])
+    forks = []
+    for _ in range(30):
+        start()
+        child = launch("image_hooks:tell", b"", [write], linger=True)
         assert child.wait(30) is not None
-        assert os.read(read, 1000) == b"before child"
+        before, parent, child_ = map(int, os.read(read, 1000).split())
+        forks.append(before)
+        assert (parent, child_) == (before - 1, 1)
+    assert len(set(forks)) == len(forks)  # each fork is another one
+    assert not mapped(zygote())
     os.close(read)
     os.close(write)
+
+
+def test_hooks_of_the_standard_library_are_in_order_in_the_child() -> None:
+    preload("logging", "concurrent.futures.thread")
+    with_image()
+    for _ in range(5):
+        read, write = os.pipe()
+        with launch_of("use_logging_and_threads", b"", [write]):
+            os.close(write)
+            with open(read, "rb") as file:
+                assert file.read() == b"[0, 1, 4]\n"
+
+
+def test_where_the_zygote_has_shared_objects_each_fork_is_known_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "image_locks.py").write_text("import manycore\nlock = manycore.Lock()\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    preload("image_locks")
+    for _ in range(30):
+        start()
+    assert not mapped(zygote())
 
 
 @pytest.mark.parametrize("allocator", ["malloc", "malloc_debug", "pymalloc_debug", "default"])

@@ -8,6 +8,8 @@ How, and what memory may be: `_native/c/image.h`.
 Invariants:
     nothing but time depends on it: the contents are the same at the same addresses
     what others have mapped is left alone: a library's own allocator, threads' stacks, what a module maps
+    hooks that a fork has in the process that forks (`os.register_at_fork`) are called in the child from then on, so
+        they are the standard library's, which puts its locks in order; with others there, nothing is put into a file
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from __future__ import annotations
 import array
 import gc
 import os
+import sys
 
+from manycore._launch import threads
 from manycore._native import brood
 
 __all__ = ["memory"]
@@ -30,13 +34,14 @@ def memory() -> bytes:
 
     Returns:
         For each run of pages its address and its bytes, as two unsigned integers of 8 bytes; none if they are too
-        many, or it cannot be told which they are.
+        many, or it cannot be told which they are, or a fork has hooks in this process that matter.
     """
     gc.unfreeze()
-    objects = gc.get_objects()
-    wanted = brood.arenas(objects)
-    del objects
+    hooked = _is_hooked()
+    wanted = brood.arenas(gc.get_objects())
     gc.freeze()
+    if hooked:
+        return b""
     data = brood.static_data()
     runs = array.array("Q")
     try:
@@ -62,3 +67,13 @@ def memory() -> bytes:
             if low < high:
                 runs.extend((low, high - low))
     return runs.tobytes() if sum(runs[1::2]) <= _MOST_BYTES else b""
+
+
+def _is_hooked() -> bool:
+    """Whether a fork has hooks that must be called here; this package's must where this process has shared objects."""
+    hooks = threads.hooks_here()
+    cells, blocks = sys.modules.get("manycore._memory.cells"), sys.modules.get("manycore._native.arena")
+    if hooks is None or (cells is not None and cells.in_use()) or (blocks is not None and blocks.held_blocks()):
+        return True
+    modules = {getattr(hook, "__module__", None) or type(getattr(hook, "__self__", None)).__module__ for hook in hooks}
+    return not {str(name).partition(".")[0] for name in modules} <= {"manycore", *sys.stdlib_module_names}

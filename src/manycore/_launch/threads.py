@@ -9,6 +9,7 @@ from __future__ import annotations
 
 # The same as `signal`, but without its enumerations: who waits for a first result waits for every import here.
 import _signal as signal  # type: ignore[import-not-found]
+import gc
 import os
 import select
 
@@ -16,7 +17,7 @@ TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["count", "no_longer_alone", "settle", "unhooked"]
+__all__ = ["count", "hooks_here", "no_longer_alone", "settle", "unhooked"]
 
 _TRIAL_S = 2.0  # for a child that does nothing but exit; one that does not is stuck on a lock
 
@@ -70,6 +71,27 @@ def unhooked(change: Callable[[], object]) -> None:
         change()
     finally:
         os.register_at_fork = register
+
+
+def hooks_here() -> list[Callable[[], object]] | None:
+    """What is called before and after a fork in the process that forks, beside what is called in the child.
+
+    Found as what else is in the list where a new one comes to be, so objects must not be frozen (`gc.freeze`).
+
+    Returns:
+        They; None if they cannot be found.
+    """
+    found: list[Callable[[], object]] = []
+
+    def mark() -> None:
+        pass
+
+    os.register_at_fork(before=mark, after_in_parent=mark)
+    places = [each for each in gc.get_referrers(mark) if type(each) is list]
+    for hooks in places:
+        hooks.remove(mark)
+        found += hooks
+    return found if len(places) == 2 else None
 
 
 def no_longer_alone() -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["Cell", "allocate"]
+__all__ = ["Cell", "allocate", "in_use"]
 
 _LINE = 64  # bytes; a cell never shares a cache line with another
 
@@ -71,6 +71,11 @@ class _Pool:
 
 
 _pool = _Pool()
+
+
+def in_use() -> bool:
+    """Whether this process has made any."""
+    return _pool.segment is not None
 
 
 def _around_fork() -> None:

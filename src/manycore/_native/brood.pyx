@@ -22,6 +22,7 @@ cdef extern from "Python.h":
     PyTypeObject *type_of "Py_TYPE"(object value)
     int PyErr_CheckSignals() except -1
     void PyOS_BeforeFork()
+    void PyOS_AfterFork_Parent()
     void PyOS_AfterFork_Child()
 
 cdef extern from "errno.h":
@@ -189,6 +190,7 @@ cdef class Brood:
     cdef bytes pages  # that children write to
     cdef bytes memory  # to be put into a file
     cdef bint is_new  # the same, and it has not been
+    cdef bint is_bare  # forks call no hooks in this process
     cdef bint would_take  # whether the caller is to be told when that would pay
 
     def __init__(self, others, int lifeline, wake, int said, places):
@@ -283,15 +285,20 @@ cdef class Brood:
         cdef size_t count = len(self.pages) // RUN_BYTES
         if mc_brood_open(self.brood, &lifeline, &stack) != 0:
             return -errno
+        if not self.is_bare:
+            PyOS_BeforeFork()
         pid = fork()
         error = errno
         if pid == 0:
             mc_populate(<const unsigned long *>runs, count)
-            PyOS_BeforeFork()  # here, and not in the zygote, which would write to its memory; it has no other thread
+            if self.is_bare:  # here, as the zygote would write to its memory; it has no other thread
+                PyOS_BeforeFork()
             PyOS_AfterFork_Child()
             self.lifeline = lifeline
             self.stack = stack
             return 0
+        if not self.is_bare:
+            PyOS_AfterFork_Parent()
         if pid < 0:
             close(lifeline)
             close(stack)
@@ -307,11 +314,16 @@ cdef class Brood:
         """Have each child from now on `populate` these at once. Only where there are any, `take_image` pays."""
         self.pages = runs
         self.would_take = len(runs) > 0
+        self.is_bare = False
 
     def take_image(self, runs: bytes) -> None:
-        """`put_in_file` these right before the next spare is forked, if that can be; with none, ask no more."""
+        """`put_in_file` these right before the next spare is forked, if that can be; with none, ask no more.
+
+        From then on forks call in the child what they would call here before (`os.register_at_fork`), and nothing here
+        after, until other pages are given.
+        """
         self.memory = runs
-        self.is_new = self.would_take = len(runs) > 0
+        self.is_new = self.would_take = self.is_bare = len(runs) > 0
 
     def renew(self, uint64_t generation) -> None:
         """Have spares end that know less than the parent has told."""
