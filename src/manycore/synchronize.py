@@ -73,8 +73,8 @@ def _rejoin(cls: type, cell: Cell, *details: Any) -> Any:
     return cls._over(cell, *details)  # type: ignore[attr-defined]
 
 
-def _look_for_deadlock(cell: Cell) -> None:
-    """Called by who has waited for a lock for a second."""
+def _look_for_deadlock(cell: Cell) -> bool:
+    """Called by who has waited for a lock for a second, and later again until this is true: a deadlock was told."""
     import warnings
 
     from manycore._observe.deadlock import text_of_deadlock
@@ -83,6 +83,7 @@ def _look_for_deadlock(cell: Cell) -> None:
     text = text_of_deadlock((cell.segment.inode[1], cell.offset))
     if text is not None:
         warnings.warn(text, DeadlockWarning, stacklevel=2)
+    return text is not None
 
 
 _native.on_long_wait(_look_for_deadlock)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import time
 import warnings
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from manycore import DeadlockWarning, synchronize
 from manycore._native import sync
 from manycore._observe import deadlock
-from manycore._observe.locks import Held, Owner, Waiter
+from manycore._observe.locks import Held, Owner, Waiter, lock_table
 from manycore.synchronize import Event, Lock, ReadWriteLock, RLock
 from tests.unit.sync_parties import Party
 
@@ -28,9 +30,10 @@ def cross(mine: Any, other: Any, go: Any, report: int, party: Party) -> bool:
     warnings.simplefilter("always")
     warnings.showwarning = lambda message, *_, **__: void(os.write(report, f"{message}\0".encode()))
 
-    def look(cell: Any) -> None:
-        synchronize._look_for_deadlock(cell)
+    def look(cell: Any) -> bool:
+        told = synchronize._look_for_deadlock(cell)
         party.say()
+        return told
 
     sync.on_long_wait(look)
     mine.acquire()
@@ -41,8 +44,19 @@ def cross(mine: Any, other: Any, go: Any, report: int, party: Party) -> bool:
     return False
 
 
+def rest(read: int, parties: list[Party]) -> list[str]:
+    """What the parties have reported: once there is a report, and each has looked since it was heard last."""
+    if select.select([read], [], [], PATIENCE)[0]:
+        for party in parties:
+            party.heard()
+    for party in parties:
+        party.kill()
+    with open(read, encoding="utf-8") as file:
+        return file.read().split("\0")[:-1]
+
+
 def reports(locks: list[Any]) -> tuple[list[str], list[Party]]:
-    """What the parties reported that each hold one lock and wait for the next one, once all have looked."""
+    """What the parties reported that each hold one lock and wait for the next one."""
     go = Event()
     read, write = os.pipe()
     following = [*locks[1:], locks[0]]
@@ -51,12 +65,7 @@ def reports(locks: list[Any]) -> tuple[list[str], list[Party]]:
     for party in parties:
         party.heard()
     go.set()
-    for party in parties:
-        party.heard()  # it has looked
-    for party in parties:
-        party.kill()
-    with open(read, encoding="utf-8") as file:
-        return file.read().split("\0")[:-1], parties
+    return rest(read, parties), parties
 
 
 @pytest.mark.parametrize("kind", [Lock, RLock])
@@ -69,6 +78,26 @@ def test_one_of_those_in_a_deadlock_reports_it_with_all_names(kind: type[Lock], 
     assert all(f"{kind.__name__.lower()} 'account {index}'" in found[0] for index in range(count))
 
 
+def test_a_member_whose_wait_is_not_recorded_when_all_look_is_reported_later() -> None:
+    first, second, go = Lock(), Lock(), Event()
+    read, write = os.pipe()
+    members = [Party(cross, first, second, go, write), Party(cross, second, first, go, write)]
+    os.close(write)
+    for party in members:
+        party.heard()
+    place = (first.cell.segment.inode[1], first.cell.offset)
+    crowd = [Party(lambda _: first.acquire(timeout=PATIENCE)) for _ in range(8)]
+    while not any(held.place == place and len(held.waiters) == 8 for held in lock_table([os.getpid()])):
+        time.sleep(0.001)  # polls other processes; they have all the records that there are
+    go.set()
+    for party in members:
+        party.heard()  # it has looked, and saw no cycle
+    assert select.select([read], [], [], 0)[0] == []
+    for party in crowd:
+        party.kill()
+    assert len(rest(read, members)) == 1
+
+
 def test_a_thread_that_waits_for_itself_is_told_so() -> None:
     lock, go = Lock(name="mine"), Event()
     go.set()
@@ -76,12 +105,9 @@ def test_a_thread_that_waits_for_itself_is_told_so() -> None:
     party = Party(cross, lock, lock, go, write)
     os.close(write)
     party.heard()
-    party.heard()
-    party.kill()
-    with open(read, encoding="utf-8") as file:
-        text = file.read()
-    assert "waits for lock 'mine'" in text
-    assert text.count("\0") == 1
+    found = rest(read, [party])
+    assert len(found) == 1
+    assert "waits for lock 'mine'" in found[0]
 
 
 def give_way(mine: Any, other: Any, go: Any, party: Party) -> bool:
@@ -115,9 +141,14 @@ def test_a_long_wait_that_will_end_is_no_deadlock() -> None:
     def waits(party: Party) -> bool:
         warnings.simplefilter("error")
 
-        def look(cell: Any) -> None:
-            synchronize._look_for_deadlock(cell)
-            party.say()
+        looked = []
+
+        def look(cell: Any) -> bool:
+            told = synchronize._look_for_deadlock(cell)
+            if cell not in looked:
+                looked.append(cell)
+                party.say()
+            return told
 
         sync.on_long_wait(look)
         return lock.acquire(timeout=PATIENCE) and outer.acquire_read(timeout=PATIENCE)
@@ -146,3 +177,17 @@ def test_a_chain_that_changes_between_two_looks_is_no_deadlock(monkeypatch: pyte
     assert deadlock.text_of_deadlock(place) is None
     times = iter([1.0, 1.0])
     assert deadlock.text_of_deadlock(place) is not None
+
+
+@pytest.mark.parametrize("began_ms", [(5, 9), (2**32 - 3, 1), (7, 7)])
+def test_every_member_has_the_same_one_report(monkeypatch: pytest.MonkeyPatch, began_ms: tuple[int, int]) -> None:
+    waiters = [Waiter(pid, "a", pid, "b", 1.0, since) for pid, since in zip([1, 2], began_ms, strict=True)]
+    owners = [Owner(pid, "a", pid, "b", 1.0, True) for pid in [2, 1]]
+    links = [
+        deadlock.Link(waiter, Held((pid, 0), "lock"), owner)
+        for pid, (waiter, owner) in enumerate(zip(waiters, owners, strict=True))
+    ]
+    monkeypatch.setattr(deadlock, "_cycle", lambda _: links)
+    assert deadlock.text_of_deadlock((0, 0)) is None
+    links.reverse()
+    assert deadlock.text_of_deadlock((1, 0)) is not None

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from manycore._native import sync
 from manycore._observe.locks import Held, deadlocks, lock_table, report
 from manycore.synchronize import Event, Lock, RLock, Semaphore
@@ -61,6 +63,28 @@ def test_a_dead_waiter_is_not_shown() -> None:
         held = of(lock)
         assert held is not None
         assert held.waiters == []
+
+
+def test_a_descriptor_that_goes_before_it_is_opened_hides_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks has a segment open for a moment, under any number: another who looks then must not rely on that one."""
+    lock = Lock()
+    spare = os.dup(lock.cell.segment.fd)
+    really, gone = os.open, list[str]()
+
+    def once_gone(path: str, flags: int) -> int:
+        if os.stat(path).st_ino == place(lock)[0] and not gone:
+            gone.append(path)
+            raise FileNotFoundError(path)
+        return really(path, flags)
+
+    with lock:
+        monkeypatch.setattr(os, "open", once_gone)
+        try:
+            assert place(lock) in [held.place for held in lock_table([os.getpid()])]
+        finally:
+            monkeypatch.undo()
+            os.close(spare)
+    assert gone
 
 
 def test_semaphores_and_events_show_who_waits() -> None:

@@ -24,7 +24,7 @@ cdef extern from "owner.h" nogil:
         int64_t deadline_ns
         int64_t began_ns
         bint slept
-        bint looked
+        int looks
     ctypedef struct mc_spinner:
         pass
     ctypedef struct mc_waiters:

@@ -101,7 +101,7 @@ cdef object long_wait = None
 
 
 def on_long_wait(callback):
-    """Have `callback(cell)` called, once a wait, by who has waited for a lock for a second. It may raise."""
+    """Have `callback(cell)` called by who has waited for a lock for 1, 2, 4, 8... s, until it returns true or raises."""
     global long_wait
     long_wait = callback
 
@@ -109,11 +109,12 @@ def on_long_wait(callback):
 cdef int between(object cell, mc_waiting *waiting) except -1:
     """Between two parts of a wait for a lock."""
     PyErr_CheckSignals()
-    if waiting.looked or waiting.began_ns == 0 or long_wait is None:
+    if waiting.looks < 0 or waiting.began_ns == 0 or long_wait is None:
         return 0
-    if mc_now_ns() - waiting.began_ns >= LONG_WAIT_NS:
-        waiting.looked = True
-        long_wait(cell)
+    if mc_now_ns() - waiting.began_ns >= LONG_WAIT_NS << waiting.looks:
+        waiting.looks += 1
+        if long_wait(cell):
+            waiting.looks = -1
     return 0
 
 

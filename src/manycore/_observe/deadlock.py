@@ -8,11 +8,13 @@ through the same cells that `locks` reads, one process's descriptors a step; mos
 with an owner that waits for nothing. A chain that comes back to me is a deadlock, once it was seen twice: all the
 records of the first look are still there at the second, so between the two looks all of them held at once.
 
-A deadlock is complete when the last of its members begins to wait, and every member looks once, a second after it
-began. So the last one finds it, and it alone reports it: one report a deadlock.
+A deadlock is complete when the last of its members begins to wait. Every member looks when it has waited for 1, 2, 4,
+8... seconds, and the one whose record is the last reports what it finds: one report a deadlock. That is most often its
+first look. It is a later one where the first saw too little: a member that was not yet recorded when it looked, since
+eight others waited for the same lock, or a /proc that could not be read.
 
 Not seen: waits for semaphores, events, conditions and for readers to leave, which name no thread that could end
-them; more than eight waiters of one lock; processes of another user or pid namespace.
+them; a waiter for a lock that eight others have waited for longer; processes of another user or pid namespace.
 If a process dies: what it held is taken over, and nothing is a deadlock that contains it.
 """
 
@@ -27,6 +29,7 @@ from manycore._observe.locks import Held, Owner, Waiter, lock_table
 __all__ = ["text_of_deadlock"]
 
 _LONGEST = 64  # links of a chain that are followed
+_HALF = 1 << 31  # ms; half the range of a record's time
 
 
 class Link(NamedTuple):
@@ -71,9 +74,10 @@ def _cycle(place: tuple[int, int]) -> list[Link] | None:
     return None
 
 
-def _began(link: Link, last_ms: int) -> tuple[int, int, int]:
-    """Orders waits by their beginnings; the clock's 32 bits wrap."""
-    return -((last_ms - link.waiter.since_ms) & 0xFFFFFFFF), link.waiter.pid, link.waiter.thread
+def _began(link: Link, mine: Link) -> tuple[int, int, int]:
+    """Orders waits by their beginnings: for every member the same order, though the clock's 32 bits wrap."""
+    after_mine_ms = (link.waiter.since_ms - mine.waiter.since_ms + _HALF & 2 * _HALF - 1) - _HALF
+    return after_mine_ms, link.waiter.pid, link.waiter.thread
 
 
 def text_of_deadlock(place: tuple[int, int]) -> str | None:
@@ -88,8 +92,7 @@ def text_of_deadlock(place: tuple[int, int]) -> str | None:
     second = _cycle(place)
     if second is None or [link.key() for link in first] != [link.key() for link in second]:
         return None
-    now_ms = (second[0].waiter.since_ms + int(second[0].waiter.seconds * 1000)) & 0xFFFFFFFF
-    if max(second, key=lambda link: _began(link, now_ms)) is not second[0]:
+    if max(second, key=lambda link: _began(link, second[0])) is not second[0]:
         return None
     if len(second) == 1:
         return f"deadlock: {second[0]}: by itself. Only a release by another thread or process can end this"

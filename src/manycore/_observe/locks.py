@@ -150,8 +150,23 @@ class Held:
         return f"{self.kind} {self.name!r} ({place})" if self.name else f"{self.kind} {place}"
 
 
+def _map(path: str, status: os.stat_result) -> mmap.mmap | None:
+    """The memory of this status; None when the descriptor is another's meanwhile."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not os.path.samestat(os.fstat(fd), status):
+            return None
+        return mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(fd)
+
+
 def _cells(pids: Iterable[int] | None = None) -> Iterator[tuple[int, mmap.mmap]]:
-    """(inode, mapping) of every segment of cells that these processes have; None is all of this user."""
+    """(inode, mapping) of every segment of cells that these processes have; None is all of this user.
+
+    A process that looks as well, at this moment, has its segments under two numbers, one of them soon closed. So
+    only what was mapped counts as seen.
+    """
     seen: set[tuple[int, int]] = set()
     for entry in os.listdir("/proc") if pids is None else map(str, pids):
         if not entry.isdigit():
@@ -168,14 +183,12 @@ def _cells(pids: Iterable[int] | None = None) -> Iterator[tuple[int, mmap.mmap]]
                 status = os.stat(path)
                 if (status.st_dev, status.st_ino) in seen:
                     continue
-                seen.add((status.st_dev, status.st_ino))
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    yield status.st_ino, mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
-                finally:
-                    os.close(fd)
+                memory = _map(path, status)
             except (OSError, ValueError):
                 continue
+            if memory is not None:
+                seen.add((status.st_dev, status.st_ino))
+                yield status.st_ino, memory
 
 
 def _start_ticks(pid: int) -> int | None:

@@ -170,7 +170,8 @@ static inline bool mc_owner_is_dead(uint64_t owner) {
 #define MC_WAITERS_SHOWN 8
 
 /* Written by a waiter that has waited for some milliseconds, cleared when it leaves. A record whose
- * process or thread is gone is stale: the next waiter takes it, and readers leave it out. */
+ * process or thread is gone is stale: the next waiter takes it, and readers leave it out. So the thread is
+ * written last and cleared first: a record that is read has its own time. */
 typedef struct {
     mc_owner_word who;
     _Atomic uint32_t tid;
@@ -195,8 +196,8 @@ static inline int mc_waiters_enter(mc_waiters *w, uint64_t self) {
             uint64_t held = atomic_load(&mine->who);
             if (held != 0 && (pass == 0 || !mc_owner_is_dead(held))) continue;
             if (!atomic_compare_exchange_strong(&mine->who, &held, self)) continue;
-            atomic_store(&mine->tid, mc_thread(self));
             atomic_store(&mine->since_ms, (uint32_t)(mc_now_ns() / 1000000));
+            atomic_store(&mine->tid, mc_thread(self));
             return i;
         }
     }
@@ -229,8 +230,8 @@ typedef struct {
     uint64_t dead;  /* the process taken over from */
     int shown;      /* the record in mc_waiters, or -1 */
     bool slept;     /* has been in the kernel's queue at least once */
-    bool looked;    /* has been looked at for a deadlock */
     bool spun;
+    int looks;      /* for a deadlock, so far; -1: one was found and told, so there are no more */
 } mc_waiting;
 
 static inline void mc_waiting_begin(mc_waiting *w, int64_t deadline_ns) {
@@ -239,7 +240,8 @@ static inline void mc_waiting_begin(mc_waiting *w, int64_t deadline_ns) {
     w->check_ns = w->interval_ns = 0;
     w->dead = 0;
     w->shown = -1;
-    w->slept = w->spun = w->looked = false;
+    w->slept = w->spun = false;
+    w->looks = 0;
 }
 
 /* The time now; starts the periods of looking at the first call. */
