@@ -209,11 +209,34 @@ assert in_fork(tell) == b"[]"
 def test_a_child_with_much_memory_says_nothing_and_does_not_look_through_it() -> None:
     in_small_process(
         """
+def area():
+    file = os.memfd_create("area")
+    os.ftruncate(file, 2000 * mmap.PAGESIZE)
+    return mmap.mmap(file, 0, flags=mmap.MAP_PRIVATE)
+
 def tell():
-    more = new(1 << 20)
+    more = [area() for _ in range(10)]
     return b"[" + pages.written() + b"]"
 
 assert in_fork(tell) == b"[]"
+"""
+    )
+
+
+def test_a_large_store_of_a_librarys_is_passed_over() -> None:
+    in_small_process(
+        """
+import array, ctypes
+store = new(1 << 20)
+start = ctypes.addressof(ctypes.c_char.from_buffer(store))
+
+def tell():
+    store[: 100 * mmap.PAGESIZE] = bytes(100 * mmap.PAGESIZE)
+    return pages.written()
+
+runs = array.array("Q", in_fork(tell))
+assert runs
+assert not any(start <= run < start + len(store) for run in runs[::2])
 """
     )
 

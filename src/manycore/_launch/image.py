@@ -25,7 +25,7 @@ from manycore._native import brood
 __all__ = ["memory"]
 
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
-_MOST_BYTES = 16 << 20  # to copy once; and to keep, as long as a child lives that was forked before the next time
+_MOST_BYTES = 32 << 20  # to copy once; and to keep, as long as a child lives that was forked before the next time
 _HEAP_START = 47  # the field in /proc/PID/stat (proc(5)); the state is the third
 
 

@@ -25,6 +25,7 @@ __all__ = ["common", "written"]
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _MOST_PAGES = 2000  # written to; a child that wrote to more did work of its own, and says nothing of the others
 _MOST_BYTES = 64 << 20  # that it could have written to, which are to be gone through
+_MOST_AREA_BYTES = 16 << 20  # of one area; what is larger is a library's store (OpenBLAS), of which a child uses little
 # Of an entry in /proc/PID/pagemap (Linux's Documentation/admin-guide/mm/pagemap.rst)
 _OWN = 1 << 63 | 1 << 56  # present, and this process's alone
 _STATE = _OWN | 1 << 61  # or a file's
@@ -51,6 +52,8 @@ def written() -> bytes:
             if rights != b"rw-p":
                 continue
             start, end = (int(address, 16) for address in addresses.split(b"-"))
+            if end - start > _MOST_AREA_BYTES:
+                continue
             left -= end - start
             if left < 0:
                 return b""

@@ -99,7 +99,8 @@ cdef extern from "brood.h":
 
 cdef enum:
     RUN_BYTES = 16  # an address and a number of bytes
-    STEADY_AFTER = 3  # spares in a row
+    STEADY_AFTER = 3  # spares in a row, and one more
+    STEADY_BYTES = 4194304  # for each of these that were put into a file last: they are kept while a child lives that has them
     MOST_SMALL = 512  # bytes of what the interpreter's own allocator lays down; the larger are the C library's
 
 TIME, READY, WORDS, UNPREPARED, STEADY, BORN = range(6)  # what `Brood.wait` comes back with
@@ -190,6 +191,7 @@ cdef class Brood:
     cdef bytes pages  # that children write to
     cdef bytes memory  # to be put into a file
     cdef bint is_new  # the same, and it has not been
+    cdef int steady_after  # as many spares in a row
     cdef bint is_bare  # forks call no hooks in this process
     cdef bint would_take  # whether the caller is to be told when that would pay
 
@@ -210,6 +212,7 @@ cdef class Brood:
         self.brood.said = said
         self.brood.wanted = 1
         self.pages = self.memory = b""
+        self.steady_after = STEADY_AFTER
         if mc_brood_listen(wake_write) != 0:
             raise OSError(errno, "sigaction")
 
@@ -247,7 +250,7 @@ cdef class Brood:
                 return WORDS, self.brood.found
             if not self.prepared:
                 return UNPREPARED, 0
-            if made == STEADY_AFTER and self.would_take:
+            if made == self.steady_after and self.would_take:
                 return STEADY, 0
             self.brood.due = 0
             place = mc_brood_place(self.brood)
@@ -255,7 +258,7 @@ cdef class Brood:
                 continue
             if self.is_new and mc_thread_count() == 1:
                 self.is_new = False
-                made = STEADY_AFTER
+                made = self.steady_after
                 mc_image(<const unsigned long *><const char *>self.memory, len(self.memory) // RUN_BYTES)  # or it stays as it is
             made += 1
             if self.child(place) == 0:  # what fails, the next launch says
@@ -322,6 +325,11 @@ cdef class Brood:
         From then on forks call in the child what they would call here before (`os.register_at_fork`), and nothing here
         after, until other pages are given.
         """
+        cdef const unsigned long *numbers = <const unsigned long *><const char *>runs
+        cdef size_t size = 0
+        for i in range(len(runs) // RUN_BYTES):
+            size += numbers[2 * i + 1]
+        self.steady_after = STEADY_AFTER + size // STEADY_BYTES
         self.memory = runs
         self.is_new = self.would_take = self.is_bare = len(runs) > 0
 
