@@ -23,7 +23,8 @@ Invariants:
     nothing is read beyond a message, and none is left half sent or half read: where an interrupt (an exception of a
         signal handler) stops a send in its midst, the connection is closed; a receive goes on at the next call
 If a process dies: its ends are closed by the kernel; the other side gets EOFError once it has received what was sent
-    whole, or BrokenPipeError. Shared memory has no name, and goes with the ends.
+    whole, or BrokenPipeError. Shared memory has no name, and goes with the ends. The file of a listener's socket goes
+    with the program, where the library has chosen the address.
 Unlike multiprocessing.connection: two threads may send on one connection, and two may receive; the waiting receiver
     spins before it sleeps, for as long as that pays.
 """
@@ -44,17 +45,17 @@ from multiprocessing.connection import (  # type: ignore[attr-defined]  # names 
     CONNECTION_TIMEOUT,
     ConnectionWrapper,
     address_type,
-    arbitrary_address,
     default_family,
     families,
     rebuild_connection,
     reduce_connection,
     wait,
 )
-from multiprocessing.context import AuthenticationError, BufferTooShort, assert_spawning
+from multiprocessing.context import AuthenticationError, BufferTooShort, assert_spawning, get_spawning_popen
 from typing import Any
 
 from manycore import _authentication
+from manycore._launch import folder
 from manycore._memory import codec
 from manycore._native.codec import is_plain
 from manycore._native.wire import Wire
@@ -236,6 +237,8 @@ class _Wired(_standard.Connection):
         return pickle.loads(data)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if get_spawning_popen() is None:
+            folder.path()  # where the standard library listens for whoever loads this
         return _rebuild, (type(self), _reduction.DupFd(self.fileno()), self.readable, self.writable)
 
 
@@ -336,6 +339,13 @@ def Client(  # noqa: N802
         if authkey is not None:
             _authentication.Handshake(link, authkey, listening=False, timeout=auth_timeout).run()
         return _Wired(link.detach())
+
+
+def arbitrary_address(family: str) -> Any:
+    """An address for a listener that nobody else has: a path in this program's folder, or any port."""
+    if family == "AF_UNIX":
+        folder.path()  # so that it goes with this program however that ends
+    return _standard.arbitrary_address(family)  # type: ignore[attr-defined]
 
 
 class SocketListener(_standard.SocketListener):  # type: ignore[name-defined, misc]

@@ -14,7 +14,7 @@ Invariants:
     a client is unpickled from only after it has shown the key, and it has AUTH_TIMEOUT seconds for that
 If a process dies:
     the manager: all calls in it, and all that come, raise ManagerDied, in every process. The objects are gone.
-    the process that started it: the manager goes, and the file of its socket.
+    the process that started it: the manager goes, and the file of its socket, with its folder where we made that.
     a client: its connection's thread ends. What it held by proxies (references, locks) stays held.
 Unlike multiprocessing.managers: see above; `shutdown` takes a bounded time even where the manager is stopped; an
     exception that is no Exception (SystemExit) reaches the caller; a server without descriptors waits instead of
@@ -47,6 +47,7 @@ from multiprocessing.process import parent_process
 from typing import TYPE_CHECKING, Any
 
 from manycore import connection, context, pool, shared_memory
+from manycore._launch import folder
 from manycore._proxies import (
     AcquirerProxy,
     ArrayProxy,
@@ -188,7 +189,7 @@ class BaseManager(_standard.BaseManager):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         if self._address is None:
-            util.get_temp_dir()  # ours: the server listens in it, and it goes when we do, however the server ends
+            folder.path()  # ours: the server listens in it, and it goes when we do, however both end
         reader, writer = connection.Pipe(duplex=False)
         with reader:
             with writer:

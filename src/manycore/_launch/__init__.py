@@ -17,6 +17,7 @@
     lifeline.py     ties daemonic processes of the standard methods to their parent
     outcome.py      what a process's function returned or raised
     titles.py       what a process is called in lists of processes
+    folder.py       the folder of a program's sockets, and its removal
     stacks.py       the Python stacks of a running process
     last_words.py   the Python stacks of one that a fatal signal ended
     tree.py         the processes below a process

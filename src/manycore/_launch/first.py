@@ -16,9 +16,10 @@ import os
 import sys
 
 from manycore._launch.handle import Anchors, Zygote
+from manycore._memory.modules import loaded
 from manycore._native.step import Mutex
 
-__all__ = ["begin", "ensure_started", "take"]
+__all__ = ["begin", "ensure_executed", "ensure_started", "take"]
 
 _lock = Mutex()
 _found: tuple[Anchors, Zygote] | None = None
@@ -57,6 +58,18 @@ def ensure_started() -> None:
     from manycore._launch import launcher
 
     launcher.current().ensure_started()
+
+
+def ensure_executed() -> None:
+    """Have a zygote where nothing may ever be launched: without the launcher, and so without its thread, if it can be.
+
+    Raises:
+        OSError: None can be started.
+    """
+    begin()
+    launcher = loaded("manycore._launch.launcher")
+    if launcher is not None:
+        launcher.current().ensure_started()
 
 
 def _forget() -> None:

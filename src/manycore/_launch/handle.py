@@ -180,6 +180,8 @@ class Zygote:
                 os.close(fd)
         self.socket = ours
         self.socket.setblocking(False)
+        if anchors.kept >= 0:
+            keeper.tell_folders_again()
         try:
             self.pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:  # already dead, and reaped by somebody else

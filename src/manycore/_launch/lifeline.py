@@ -70,9 +70,11 @@ def _tie(fd: int, at_once: bool, owner: int) -> None:
     lasting = _open(fd)
     if not at_once:
         _native.end_after(wire.END_SIGNAL, _LINGER_S)
-    arm(lasting, owner, signal.SIGKILL if at_once else wire.END_SIGNAL)
+    alive = arm(lasting, owner, signal.SIGKILL if at_once else wire.END_SIGNAL)
     if not at_once:
-        arm(_open(fd), owner, signal.SIGCONT)
+        alive = arm(_open(fd), owner, signal.SIGCONT) and alive
+    if not alive:
+        os._exit(1)
     if _tied is None:
         os.register_at_fork(after_in_child=_tie_fork)
     _tied = lasting, _pipe_of(lasting), at_once

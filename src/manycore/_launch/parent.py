@@ -49,6 +49,7 @@ from manycore._launch.handle import (
     standard,
     warn_of_preload,
 )
+from manycore._memory import keeper
 from manycore._memory.modules import loaded
 from manycore._native.step import Mutex
 
@@ -476,7 +477,8 @@ class Launcher:
         for child in self._by_pidfd.values():  # at the latest now, for the zygote will not report
             if self._ending:
                 self._overdue[child.launch_id] = (time.monotonic(), child)
-        if not self._waiting:
+        guards = keeper.is_root() and keeper.told_folders()  # which somebody is to remove if this process is killed
+        if not self._waiting and not guards:
             return
         problem = f"the zygote died {self._deaths + self._kills} times in a row before it started a process"
         if self._ending:

@@ -26,7 +26,7 @@ from multiprocessing import forkserver, popen_fork, popen_forkserver, popen_spaw
 from typing import TYPE_CHECKING, Any
 
 from manycore import errors
-from manycore._launch import launcher, main_module, oom, titles, tree, unguarded, watch
+from manycore._launch import folder, launcher, main_module, oom, titles, tree, unguarded, watch
 from manycore._launch.bootstrap import InheritedFd
 from manycore._launch.certificate import Certificate
 from manycore._launch.child import bury, exit_code_from_kernel, is_ready
@@ -347,6 +347,7 @@ class ForkServerPopen(_Watched, popen_forkserver.Popen):
 
     def _launch(self, process_obj: BaseProcess) -> None:
         self._prepare(process_obj)
+        folder.path()  # where the server listens
         try:
             try:
                 super()._launch(process_obj)  # type: ignore[misc]

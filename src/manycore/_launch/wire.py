@@ -55,5 +55,5 @@ MAX_RECORD_BYTES = 128 * 1024  # Linux takes up to 208 KiB by default; half of i
 MAX_INLINE_BYTES = 16 * 1024  # a longer payload goes in a memfd: twice as quick as the socket from about here
 MAX_FDS = 240  # the kernel takes 253 a message (SCM_MAX_FD); the rest are ours
 
-END_SIGNAL = 61  # SIGRTMAX - 3: tells a child of "fork", "spawn" or "forkserver" that its parent is gone
+END_SIGNAL = 61  # SIGRTMAX - 3: the parent is gone; for children of the standard methods, and a zygote that imports
 STACK_SIGNAL = 62  # SIGRTMAX - 2: makes a child write the Python stacks of its threads

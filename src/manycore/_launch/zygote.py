@@ -19,8 +19,9 @@ If a process dies:
         process group is killed while its pid is still held by the zombie.
     the parent: its pidfd becomes readable, or the control socket ends. Every child's group and every
         orphan of theirs (adopted, as this process is a subreaper) is killed; then this process exits.
-        Children that may linger get a moment first, to see their parent's end and finish. Should this
-        process be stopped, the kernel continues it then; while it imports, the kernel kills it.
+        Children that may linger get a moment first, to see their parent's end and finish. The keeper then removes
+        the tree's folders of sockets. Should this process be stopped, the kernel continues it then; an import that
+        takes long ends by SIGKILL.
     the zygote: the children go on; the parent learns their exit codes otherwise and executes another.
 
 A spare child is forked in advance (`spares.py`) once the last one launched has ended, or has had a moment for its own
@@ -63,6 +64,8 @@ _FATAL = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.S
 _NO_ROOM = " (the user's limit of processes, RLIMIT_NPROC, or that of a control group or of the machine)"
 _ROOM_S = 1.0  # for spares to end; longer only for one that somebody has stopped
 _LINGER_S = 0.3  # what a child that may linger has after its parent's death; all are to be gone within a second
+_IMPORT_S = 0.6  # what an import that is under way has then, with all that comes after it
+_SWEEP_S = 0.8  # from the parent's death, for processes of the standard methods to let go of the program's folder
 
 
 class Zygote:
@@ -89,7 +92,8 @@ class Zygote:
         places = list(zip(wire.SLOT_FDS, wire.PEN_FDS, strict=True))
         wake = self._wake_read, self._wake_write
         self._brood = brood.Brood(others, wire.LIFELINE_FD, wake, self._said, places)
-        self._arm(signal.SIGCONT)
+        self._arm(wire.PARENT_PIPE_FD, signal.SIGCONT)  # has it died already, then `run` sees that
+        self._watch = os.open(f"/proc/self/fd/{wire.PARENT_PIPE_FD}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
@@ -309,21 +313,22 @@ class Zygote:
         return ""
 
     def _while_armed(self, change: Callable[[], object]) -> None:
-        """Change what children inherit; that can take long, and should the parent die meanwhile, the kernel kills."""
+        """Change what children inherit. Should the parent die meanwhile and that take long, the kernel kills."""
         self._brood.drop()
         self._frozen = self._brood.prepared = False
-        self._arm(signal.SIGKILL)
+        if not self._arm(self._watch, wire.END_SIGNAL):
+            self._end(_LINGER_S)
         try:
             threads.unhooked(change)
         finally:
-            self._arm(signal.SIGCONT)
+            self._arm(self._watch, signal.SIGCONT)
 
     @staticmethod
-    def _arm(signum: int) -> None:
+    def _arm(fd: int, signum: int) -> bool:
         try:
-            _native.arm(wire.PARENT_PIPE_FD, os.getpid(), signum)
+            return _native.arm(fd, os.getpid(), signum)
         except OSError:
-            pass
+            return True
 
     def _freeze(self) -> None:
         if not self._frozen:
@@ -393,8 +398,18 @@ class Zygote:
             try:
                 os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             except ChildProcessError:
+                self._sweep(deadline - linger + (_SWEEP_S if linger else 0.0))
                 os._exit(0)
             self._reap()  # those whom they leave behind are this process's children then
+
+    def _sweep(self, until: float) -> None:
+        """Remove the folders that the tree's processes could not remove themselves, having been killed."""
+        if self._keeper is not None:
+            self._keeper.serve()
+            if self._keeper.folders:
+                from manycore._launch import folder  # needed here alone
+
+                folder.remove(self._keeper.folders, until)
 
 
 def main(parent_pid: int, keeper_ends: int, usual: list[str]) -> NoReturn:
@@ -435,6 +450,7 @@ def main(parent_pid: int, keeper_ends: int, usual: list[str]) -> NoReturn:
         pass
     faulthandler.register(wire.STACK_SIGNAL, file=wire.STACK_FD, all_threads=True)
     threads.unhooked(lambda: habits.learn_usual(usual))
+    _native.end_after(wire.END_SIGNAL, _IMPORT_S)
     zygote = Zygote(parent_pid, keeper_ends)
     for number in range(3):  # the parent may close its own, and whoever reads them must then see the end
         os.dup2(null, number)

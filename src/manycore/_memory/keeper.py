@@ -5,6 +5,7 @@
     the pickle  ----------------------------------------------------------->
                                                           <----------------  FIND (inode, a socket to answer on)
                                       the descriptor      ---------------->
+    FOLDER (path)      ------------>  notes it: at the tree's end it removes that (`_launch/folder.py`)
 
 There is one pair of sockets a tree of processes. Its root makes it; its zygote reads one end; everybody below has
 the other, through their zygotes, however deep. The root itself keeps nothing there: its end is the tree's end.
@@ -16,7 +17,8 @@ Invariants:
     what is held is bounded, by number, bytes and time; the latest is always held.
 If a process dies:
     the sender: what it had sent can be found, for the time below.
-    the keeper: what it held is lost, what it had not read is not; the root's next zygote goes on.
+    the keeper: what it held is lost, what it had not read is not; the root's next zygote goes on, and is told of the
+        root's folders again.
     the root: everything below it ends.
 Not covered: receivers that do not belong to the tree; senders that were started by "spawn", "forkserver" or "fork"
 before their parent had a zygote. They get a clear OSError.
@@ -34,13 +36,26 @@ TYPE_CHECKING = False  # typing is not imported on a worker's way
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Keeper", "client_fd", "connect", "disconnect", "find", "keep", "pair"]
+__all__ = [
+    "Keeper",
+    "client_fd",
+    "connect",
+    "disconnect",
+    "find",
+    "is_root",
+    "keep",
+    "pair",
+    "tell_folder",
+    "tell_folders_again",
+    "told_folders",
+]
 
-_KEEP, _FIND = 1, 2
-_RECORD = struct.Struct("<QQQQ")  # kind; KEEP: bytes; FIND: device, inode
+_KEEP, _FIND, _FOLDER = 1, 2, 3
+_RECORD = struct.Struct("<QQQQ")  # kind; KEEP: bytes; FIND and FOLDER: device, inode; behind a FOLDER's: its path
+_MOST_PATH_BYTES = 4096
 
 # What the keeper holds. Small things, as most handles are, can wait long in a queue; large ones are memory.
-_MOST = 1024  # descriptors
+_MOST = 1024  # descriptors, and as many folders
 _MOST_BYTES = 256 << 20  # beside the latest
 _SMALL_BYTES = 1 << 20
 _SMALL_SECONDS = 600.0
@@ -56,6 +71,7 @@ _inode = (0, 0)  # of that end: programs that close every descriptor put others 
 _root = -1  # the pid of the process that made the pair; 0 where that is another one for certain
 _start: Callable[[], object] | None = None  # in the root: have a keeper run
 _given: dict[tuple[int, int], float] = {}  # inode -> until when it need not be given again
+_folders: dict[bytes, tuple[int, tuple[int, int]]] = {}  # path -> the process that told of it, inode
 
 
 def pair() -> tuple[int, int]:
@@ -98,14 +114,44 @@ def client_fd() -> int:
     return -1
 
 
-def _send(record: bytes, fd: int) -> None:
+def is_root() -> bool:
+    """Whether this process made the pair, so that its zygote is the keeper."""
+    return _root == os.getpid()
+
+
+def _send(record: bytes, fd: int = -1) -> None:
     """Raises OSError where it cannot be sent now."""
     end = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _fd)
     try:
-        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))
-        end.sendmsg([record], [rights], _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))] if fd >= 0 else []
+        end.sendmsg([record], rights, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
     finally:
         end.detach()
+
+
+def tell_folder(path: bytes, inode: tuple[int, int]) -> None:
+    """Have the keeper remove a folder at the tree's end. Where it cannot be told, nothing happens."""
+    _folders[path] = os.getpid(), inode
+    _tell_folder(path, inode)
+
+
+def _tell_folder(path: bytes, inode: tuple[int, int]) -> None:
+    if client_fd() >= 0:
+        try:
+            _send(_RECORD.pack(_FOLDER, 0, *inode) + path)
+        except OSError:  # the keeper is slow, or gone
+            pass
+
+
+def told_folders() -> list[bytes]:
+    """What this process itself has told of."""
+    return [path for path, (teller, _) in _folders.items() if teller == os.getpid()]
+
+
+def tell_folders_again() -> None:
+    """In the root, once it has another zygote."""
+    for path in told_folders():
+        _tell_folder(path, _folders[path][1])
 
 
 def keep(fd: int, size: int) -> None:
@@ -115,7 +161,7 @@ def keep(fd: int, size: int) -> None:
         fd: A descriptor of a file in memory.
         size: Bytes that it holds.
     """
-    if _fd < 0 or _root == os.getpid():
+    if _fd < 0 or is_root():
         return
     status = os.fstat(fd)
     inode = (status.st_dev, status.st_ino)
@@ -156,7 +202,7 @@ def find(inode: tuple[int, int]) -> int:
         while not answered.poll(_LOOK_SECONDS * 1000):
             if time.monotonic() >= deadline:
                 return -1
-            if _root == os.getpid() and _start is not None:
+            if is_root() and _start is not None:
                 _start()
         _, fds = _receive(ours)
         return fds[0] if fds else -1
@@ -169,7 +215,7 @@ def find(inode: tuple[int, int]) -> int:
 
 def _receive(source: _socket.socket) -> tuple[bytes, list[int]]:
     record, ancillary, _, _ = source.recvmsg(
-        _RECORD.size, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
+        _RECORD.size + _MOST_PATH_BYTES, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
     )
     fds = [
         struct.unpack("i", data)[0]
@@ -185,6 +231,9 @@ class Keeper:
     Args:
         fd: The keeper's end of the pair; taken over.
         clock: Seconds that only grow.
+
+    Attributes:
+        folders: What is to be removed at the tree's end: path -> inode.
     """
 
     def __init__(self, fd: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -194,6 +243,7 @@ class Keeper:
         self._bytes = 0
         self._next = 0.0  # nothing is to be dropped before
         self.fd = fd
+        self.folders: dict[bytes, tuple[int, int]] = {}
 
     def serve(self) -> None:
         """Read what has come."""
@@ -205,15 +255,23 @@ class Keeper:
             if not record:
                 return
             try:
-                if len(record) == _RECORD.size and fds:
-                    kind, size, device, number = _RECORD.unpack(record)
-                    if kind == _KEEP:
+                if len(record) >= _RECORD.size:
+                    kind, size, device, number = _RECORD.unpack_from(record)
+                    if kind == _FOLDER:
+                        self._note(record[_RECORD.size :], (device, number))
+                    elif kind == _KEEP and fds:
                         self._hold(fds.pop(), size)
-                    elif kind == _FIND:
+                    elif kind == _FIND and fds:
                         self._answer(fds[0], (device, number))
             finally:
                 for fd in fds:
                     os.close(fd)
+
+    def _note(self, path: bytes, inode: tuple[int, int]) -> None:
+        if len(self.folders) >= _MOST:  # those that processes removed at their orderly ends
+            self.folders = {path: inode for path, inode in self.folders.items() if os.path.exists(path)}
+        if len(self.folders) < _MOST:
+            self.folders[path] = inode
 
     def _hold(self, fd: int, size: int) -> None:
         status = os.fstat(fd)

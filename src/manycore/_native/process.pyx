@@ -145,14 +145,16 @@ def end_after(int signum, double seconds) -> None:
         raise OSError(errno, "timer_create or sigaction")
 
 
-def arm(int lifeline, int owner, int signum) -> None:
-    """Have the kernel send a signal when the last write end of a pipe closes; exit if it has closed already.
+def arm(int lifeline, int owner, int signum) -> bool:
+    """Have the kernel send a signal when the last write end of a pipe closes; False if it has closed already.
 
     `lifeline` is an open file of the pipe's read end that belongs to this process alone; `owner` a pid, or minus the
     number of a process group.
     """
-    if mc_arm(lifeline, owner, signum) != 0:
+    cdef int armed = mc_arm(lifeline, owner, signum)
+    if armed < 0:
         raise OSError(errno, "F_SETOWN, F_SETSIG or O_ASYNC")
+    return armed == 0
 
 
 cdef int _numbers(object given, int *numbers) except -1:

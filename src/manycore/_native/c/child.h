@@ -38,17 +38,15 @@
 #define MC_CORES_BYTES 1024 /* of an affinity mask; Linux is built for 8,192 cores at most */
 #define MC_FULL_RETRY_MS 1  /* between attempts to send while too many descriptors are in flight */
 
-/* Have the kernel send a signal when the last write end of a pipe closes; exit if it has closed already.
- * Returns 0, or -1 with errno where the kernel cannot. */
+/* Have the kernel send a signal when the last write end of a pipe closes.
+ * Returns 0; 1 if it has closed already; -1 with errno where the kernel cannot. */
 static inline int mc_arm(int lifeline, int owner, int signum)
 {
     struct pollfd ended = {.fd = lifeline, .events = 0, .revents = 0};
     if (fcntl(lifeline, F_SETOWN, owner) != 0 || fcntl(lifeline, F_SETSIG, signum) != 0 ||
         fcntl(lifeline, F_SETFL, O_NONBLOCK | O_ASYNC) != 0)
         return -1;
-    if (poll(&ended, 1, 0) == 1)
-        _exit(1);
-    return 0;
+    return poll(&ended, 1, 0) == 1;
 }
 
 /* Close all descriptors above 2 but those in `keep`, which is sorted here. */
@@ -88,7 +86,10 @@ static inline int mc_settle(int lifeline, int stack, int stack_fd, int *keep, in
 {
     if (setpgid(0, 0) != 0)
         return -1;
-    if (mc_arm(lifeline, -getpid(), SIGKILL) != 0) /* a kernel in user space, or a filter: the zygote alone must do */
+    int armed = mc_arm(lifeline, -getpid(), SIGKILL);
+    if (armed > 0)
+        _exit(1);
+    if (armed < 0) /* a kernel in user space, or a filter: the zygote alone must do */
         if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0)
             return -1;
     if (stack != stack_fd && dup3(stack, stack_fd, O_CLOEXEC) < 0)
