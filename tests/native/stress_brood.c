@@ -150,7 +150,7 @@ int main(int argc, char **argv) {
     }
     if (pipe2(pipes, O_NONBLOCK | O_CLOEXEC) != 0) die("pipe2");
     brood.wake = pipes[0];
-    mc_brood_listen(pipes[1]);
+    mc_brood_listen(&brood, pipes[1]);
     if (pipe2(pipes, O_NONBLOCK | O_CLOEXEC) != 0) die("pipe2");
     brood.said = pipes[0];
     say = pipes[1];

@@ -232,15 +232,85 @@ assert [worked(seed) for seed in range(3)] == expected
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_much_memory_is_left_as_it_is() -> None:
-    program = """
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_much_memory_is_left_as_it_is(looked_at: bool) -> None:
+    program = f"""
 import gc
 from manycore._launch import image
-much = [{number: []} for number in range(100_000)]
+if {looked_at}:
+    image._OBJECT_BYTES = 0
+else:
+    gc.get_objects = lambda: 1 / 0  # it writes to each
+much = [{{number: []}} for number in range(400_000)]
 gc.freeze()
 assert image.memory() == b""
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_memory_that_has_changed_since_it_was_looked_at_is_left_as_it_is() -> None:
+    program = """
+import array, ctypes, mmap, os, select, signal, socket, time
+from manycore._native import brood
+
+def pair():
+    return [end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)]
+
+def fork_a_spare():
+    zygote.launched(child, 1, True)
+    for _ in range(2):  # there is one; it has ended, which nobody asks about
+        event, _ = zygote.wait(time.monotonic_ns() + 50_000_000)
+        if event == brood.BORN:
+            os._exit(0)
+        assert event == brood.TIME
+
+def is_in_file():
+    return any(line.startswith(f"{address:x}-") and "manycore-memory" in line for line in open("/proc/self/maps"))
+
+lifeline, _ = os.pipe()
+said, _ = os.pipe2(os.O_NONBLOCK)
+zygote = brood.Brood([pair()[0]], lifeline, os.pipe2(os.O_NONBLOCK), said, [pair(), pair()])
+zygote.prepared = True
+child = zygote.fork()
+if child == 0:
+    select.poll().poll()
+memory = mmap.mmap(-1, mmap.PAGESIZE)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+runs = array.array("Q", [address, mmap.PAGESIZE]).tobytes()
+zygote.take_image(runs)
+assert zygote.wait(0) == (brood.TIME, 0)  # something else came before the next spare, as a request to import does
+fork_a_spare()
+assert not is_in_file()
+zygote.take_image(runs)
+fork_a_spare()
+assert is_in_file()
+os.kill(child, signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+HOSTILE = {
+    "restores": "import signal; signal.signal(signal.SIGCHLD, signal.signal(signal.SIGCHLD, print))",
+    "ignores": "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "reaps": "import os, signal; signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, 0))",
+    "audits": "import sys; sys.addaudithook(lambda event, _: 1 / 0 if event.startswith('gc.') else None)",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_whatever_a_preloaded_module_has_set_up(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"image_{name}.py").write_text(HOSTILE[name], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    preload(f"image_{name}")
+    start()
+    first = zygote()
+    for _ in range(20):
+        start()
+    assert zygote() == first
+    child = launch(HERE + "exit_with", b"0")
+    status = child.wait(30)
+    assert status is not None
+    assert status.peak_rss_bytes > 0, status  # what only the zygote can tell
 
 
 def test_an_idle_zygote_leaves_its_memory_as_it_is() -> None:

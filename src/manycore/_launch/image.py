@@ -26,6 +26,7 @@ __all__ = ["memory"]
 
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _MOST_BYTES = 32 << 20  # to copy once; and to keep, as long as a child lives that was forked before the next time
+_OBJECT_BYTES = 48  # at least, of one that the garbage collector knows: a tuple of one
 _HEAP_START = 47  # the field in /proc/PID/stat (proc(5)); the state is the third
 
 
@@ -36,12 +37,15 @@ def memory() -> bytes:
         For each run of pages its address and its bytes, as two unsigned integers of 8 bytes; none if they are too
         many, or it cannot be told which they are, or a fork has hooks in this process that matter.
     """
-    gc.unfreeze()
-    hooked = _is_hooked()
-    wanted = brood.arenas(gc.get_objects())
-    gc.freeze()
-    if hooked:
+    if gc.get_freeze_count() * _OBJECT_BYTES > _MOST_BYTES:  # before each is written to, as its references are counted
         return b""
+    gc.unfreeze()
+    try:
+        if _is_hooked():
+            return b""
+        wanted = brood.arenas(gc.get_objects())
+    finally:
+        gc.freeze()
     data = brood.static_data()
     runs = array.array("Q")
     try:

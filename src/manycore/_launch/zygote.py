@@ -106,7 +106,7 @@ class Zygote:
             elif event == brood.UNPREPARED:
                 self._prepare()
             elif event == brood.STEADY:
-                self._brood.take_image(image.memory())
+                self._take_image()
             elif event == brood.WORDS:
                 self._hear(which)
             elif event == brood.TIME:
@@ -234,6 +234,13 @@ class Zygote:
         self._freeze()
         self._brood.prepared = True
 
+    def _take_image(self) -> None:
+        try:
+            runs = image.memory()
+        except Exception:  # no memory, or an audit hook that a module has set; children do without
+            runs = b""
+        self._brood.take_image(runs)
+
     def _make_room(self) -> None:
         """Have the parent's limit of processes, and none that counts for it in vain: spares, and what has ended."""
         try:
@@ -322,6 +329,7 @@ class Zygote:
             threads.unhooked(change)
         finally:
             self._arm(self._watch, signal.SIGCONT)
+            self._brood.listen()  # a module may have set a handler, or put back what it took for the one before it
 
     @staticmethod
     def _arm(fd: int, signum: int) -> bool:

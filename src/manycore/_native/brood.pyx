@@ -80,7 +80,7 @@ cdef extern from "brood.h":
         int found
 
     mc_brood *mc_brood_new()
-    int mc_brood_listen(int wake_write)
+    int mc_brood_listen(mc_brood *brood, int wake_write)
     mc_child *mc_brood_find(mc_brood *brood, int pid)
     void mc_brood_flush(mc_brood *brood)
     int mc_brood_tell(mc_brood *brood, const void *record, size_t size)
@@ -188,6 +188,7 @@ cdef class Brood:
     cdef mc_brood *brood
     cdef public bint prepared
     cdef readonly int lifeline, stack
+    cdef int wake_write
     cdef bytes pages  # that children write to
     cdef bytes memory  # to be put into a file
     cdef bint is_new  # the same, and it has not been
@@ -208,12 +209,16 @@ cdef class Brood:
             self.brood.places[i].end = end
             self.brood.places[i].pen = pen
         self.brood.lifeline = lifeline
-        self.brood.wake, wake_write = wake
+        self.brood.wake, self.wake_write = wake
         self.brood.said = said
         self.brood.wanted = 1
         self.pages = self.memory = b""
         self.steady_after = STEADY_AFTER
-        if mc_brood_listen(wake_write) != 0:
+        self.listen()
+
+    def listen(self) -> None:
+        """Have SIGCHLD wake `wait`, whatever handler it has been given since; it looks for children that have ended until then."""
+        if mc_brood_listen(self.brood, self.wake_write) != 0:
             raise OSError(errno, "sigaction")
 
     def wait(self, until=None) -> tuple:
@@ -233,6 +238,8 @@ cdef class Brood:
         cdef int64_t end = MC_NEVER if until is None else until
         cdef mc_event event
         cdef int place, made = 0
+        cdef bint is_new = self.is_new
+        self.is_new = False  # once the caller, or a handler, has run, other things may lie there
         while True:
             if mc_thread_count() == 1:  # the lock is let go for nobody: that would write to pages
                 event = mc_brood_wait(self.brood, end)
@@ -240,6 +247,7 @@ cdef class Brood:
                 with nogil:
                     event = mc_brood_wait(self.brood, end)
             if event == MC_SIGNAL:
+                is_new = False
                 PyErr_CheckSignals()
                 continue
             if event == MC_TIME:
@@ -256,8 +264,8 @@ cdef class Brood:
             place = mc_brood_place(self.brood)
             if place < 0 or mc_thread_count() > 1:
                 continue
-            if self.is_new and mc_thread_count() == 1:
-                self.is_new = False
+            if is_new and mc_thread_count() == 1:
+                is_new = False
                 made = self.steady_after
                 mc_image(<const unsigned long *><const char *>self.memory, len(self.memory) // RUN_BYTES)  # or it stays as it is
             made += 1
@@ -320,7 +328,7 @@ cdef class Brood:
         self.is_bare = False
 
     def take_image(self, runs: bytes) -> None:
-        """`put_in_file` these right before the next spare is forked, if that can be; with none, ask no more.
+        """`put_in_file` these right before the next spare is forked, if that is what `wait` does next; with none, ask no more.
 
         From then on forks call in the child what they would call here before (`os.register_at_fork`), and nothing here
         after, until other pages are given.

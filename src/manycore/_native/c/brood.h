@@ -404,14 +404,16 @@ static void mc_brood_wake(int signum)
     errno = error;
 }
 
-/* Have SIGCHLD write a byte, its number, to the other end of `wake`; the interpreter's own handler would write to its memory. */
-static inline int mc_brood_listen(int wake_write)
+/* Have SIGCHLD write a byte, its number, to the other end of `wake`; the interpreter's own handler would write to its memory.
+ * Of those that came before this, there may have been none. */
+static inline int mc_brood_listen(struct mc_brood *b, int wake_write)
 {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = mc_brood_wake;
     action.sa_flags = SA_RESTART | SA_ONSTACK;
     mc_brood_woken_by = wake_write;
+    b->unreaped = true;
     return sigaction(SIGCHLD, &action, NULL);
 }
 
