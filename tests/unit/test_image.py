@@ -32,11 +32,17 @@ def zygote() -> int:
     return found.pid
 
 
+def has_spare() -> bool:
+    launcher_ = launcher.current()
+    with launcher_._lock:  # as its reaper does who looks
+        found = launcher_._zygote
+        return found is None or any(slot.look() for slot in found._slots)
+
+
 def start(payload: bytes = b"0") -> None:
     """One process, which a spare becomes where there has been one."""
-    found = launcher.current()._zygote
     deadline = time.monotonic() + 0.1
-    while found is not None and not any(slot.look() for slot in found._slots) and time.monotonic() < deadline:
+    while not has_spare() and time.monotonic() < deadline:
         select.poll().poll(1)
     child = launch(HERE + "exit_with", payload, linger=True)  # as a `Process`: there are two spares
     status = child.wait(30)
@@ -176,6 +182,29 @@ def test_where_the_zygote_has_shared_objects_each_fork_is_known_to_them(
     for _ in range(30):
         start()
     assert not mapped(zygote())
+
+
+def test_children_of_many_images_keep_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    end, end_write = os.pipe()
+    ready, write = os.pipe()
+    older = []
+    for number in range(6):
+        (tmp_path / f"image_of_{number}.py").write_text(f"value = {list(range(1000))}\n", encoding="utf-8")
+        preload(f"image_of_{number}")
+        for _ in range(20):
+            start()
+        older.append(launch(HERE + "ignore_term", b"", [write, end], linger=True))
+        os.read(ready, 1)
+    names = {name for child in older for name in mapped(child.pid)}
+    assert 1 <= len(names) <= 3
+    os.write(end_write, bytes(len(older)))
+    for child in older:
+        status = child.wait(30)
+        assert status is not None
+        assert status.exitcode == 0
+    for fd in (ready, write, end, end_write):
+        os.close(fd)
 
 
 @pytest.mark.parametrize("allocator", ["malloc", "malloc_debug", "pymalloc_debug", "default"])

@@ -25,8 +25,8 @@ from manycore._native import brood
 __all__ = ["memory"]
 
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
-_MOST_BYTES = 32 << 20  # to copy once; and to keep, as long as a child lives that was forked before the next time
-_OBJECT_BYTES = 48  # at least, of one that the garbage collector knows: a tuple of one
+_MOST_BYTES = 24 << 20  # to copy once; and to keep, as long as a child lives that was forked before the next time
+_OBJECT_BYTES = 160  # about, of one that the garbage collector knows, with what is its own
 _HEAP_START = 47  # the field in /proc/PID/stat (proc(5)); the state is the third
 
 

@@ -73,6 +73,7 @@ cdef extern from "brood.h":
         void *unsent
         int64_t due
         int wanted
+        int image
         int lifeline
         int wake
         int said
@@ -87,6 +88,7 @@ cdef extern from "brood.h":
     void mc_brood_drop(mc_brood *brood)
     void mc_brood_renew(mc_brood *brood, uint64_t generation)
     int mc_brood_place(mc_brood *brood)
+    bint mc_brood_may_take(mc_brood *brood)
     void mc_brood_note(mc_brood *brood)
     int mc_thread_count()
     int mc_brood_open(mc_brood *brood, int *lifeline, int *stack)
@@ -258,7 +260,7 @@ cdef class Brood:
                 return WORDS, self.brood.found
             if not self.prepared:
                 return UNPREPARED, 0
-            if made == self.steady_after and self.would_take:
+            if made == self.steady_after and self.would_take and mc_brood_may_take(self.brood):
                 return STEADY, 0
             self.brood.due = 0
             place = mc_brood_place(self.brood)
@@ -267,7 +269,8 @@ cdef class Brood:
             if is_new and mc_thread_count() == 1:
                 is_new = False
                 made = self.steady_after
-                mc_image(<const unsigned long *><const char *>self.memory, len(self.memory) // RUN_BYTES)  # or it stays as it is
+                if mc_image(<const unsigned long *><const char *>self.memory, len(self.memory) // RUN_BYTES) == 0:
+                    self.brood.image += 1
             made += 1
             if self.child(place) == 0:  # what fails, the next launch says
                 return BORN, place

@@ -58,6 +58,7 @@ struct mc_child {
     int pid;
     int lifeline;       /* kept open, so that a child that closes every descriptor stays tied to the parent */
     int stack;          /* a memfd, for its last words */
+    int image;          /* which image of the memory it was forked from (image.h); 0: none */
     bool linger;        /* outlives the parent by a moment */
     bool owns_group;    /* the group ends with the child, however the child ends */
 };
@@ -83,6 +84,7 @@ struct mc_brood {
     int64_t due;              /* when the next spare is to be made; 0: nothing was launched since the last */
     uint64_t generation;      /* of what the parent has told; it asks those of the last */
     int wanted;               /* spares */
+    int image;                /* the last that was taken, counted from 1 */
     bool owed;                /* one was to be made, and all places had spares that were told to end */
     int lifeline;             /* read end of the pipe whose write ends the parent and its zygotes hold */
     int wake;                 /* here comes a byte with each signal: its number */
@@ -298,7 +300,7 @@ static inline void mc_brood_enter(struct mc_brood *b, int pid, int place, int li
 {
     int64_t now = mc_now_ns();
     setpgid(pid, pid); /* the child does it too; whoever is first */
-    b->children[b->count++] = (struct mc_child){.born = now, .pid = pid, .lifeline = lifeline, .stack = stack};
+    b->children[b->count++] = (struct mc_child){.born = now, .pid = pid, .lifeline = lifeline, .stack = stack, .image = b->image};
     if (place < 0)
         return;
     struct mc_ready ready = {b->generation, (uint64_t)pid, (uint64_t)now};
@@ -316,6 +318,21 @@ static inline void mc_brood_ask(struct mc_brood *b, int pid, uint64_t launch_id,
     child->launch_id = launch_id;
     child->linger = linger;
     b->due = mc_now_ns() + MC_SPARE_AFTER_NS;
+}
+
+/* Whether the children have so few images of the memory that another may be taken: each is kept as long as one has it. */
+static inline bool mc_brood_may_take(struct mc_brood *b)
+{
+    int one = 0;
+    for (size_t i = 0; i < b->count; i++) {
+        int image = b->children[i].image;
+        if (image != 0 && image != one) {
+            if (one != 0)
+                return false;
+            one = image;
+        }
+    }
+    return true;
 }
 
 /* -- deaths -------------------------------------------------------------------------------------------------------- */
