@@ -324,3 +324,46 @@ except BlockingIOError:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == "nothing came\n"
+
+
+BUSY = """
+import os, select, threading
+from manycore._memory import keeper
+
+ours, theirs = keeper.pair()
+keeper.connect(ours, root=1)
+busy = keeper.Keeper(theirs)
+kept = [os.memfd_create("kept") for _ in range(900)]
+over = threading.Event()
+
+def serve_now_and_then():
+    while not over.wait(0.02):
+        busy.serve()
+    busy.serve()
+
+thread = threading.Thread(target=serve_now_and_then)
+"""
+
+
+def test_what_is_sent_waits_for_a_keeper_that_is_busy() -> None:
+    program = """
+thread.start()
+for fd in kept:
+    keeper.keep(fd, 0)
+over.set()
+thread.join()
+assert len(busy._held) == len(kept), len(busy._held)
+"""
+    subprocess.run([sys.executable, "-c", BUSY + program], check=True, timeout=30)
+
+
+def test_for_a_keeper_that_does_not_answer_is_not_waited_for_twice() -> None:
+    program = """
+import time
+begun = time.monotonic()
+for fd in kept:  # more than the socket takes
+    keeper.keep(fd, 0)
+waited = time.monotonic() - begun
+assert keeper._ROOM_SECONDS <= waited < 5 * keeper._ROOM_SECONDS, waited
+"""
+    subprocess.run([sys.executable, "-c", BUSY + program], check=True, timeout=30)

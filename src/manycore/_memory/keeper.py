@@ -27,6 +27,7 @@ before their parent had a zygote. They get a clear OSError.
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import select
 import struct
@@ -62,6 +63,7 @@ _SMALL_SECONDS = 600.0
 _LARGE_SECONDS = 30.0  # as long as a living sender holds what it dropped (segment.py)
 
 _AGAIN_SECONDS = 5.0  # what was given to the keeper is not given again before
+_ROOM_SECONDS = 0.25  # to wait for a keeper that does something else; in vain, then not again for the time above
 _ANSWER_SECONDS = 5.0  # for a keeper that is busy importing, or was stopped
 _LOOK_SECONDS = 0.1  # after which the root looks whether there still is one
 _MOST_REMEMBERED = 256
@@ -71,6 +73,7 @@ _inode = (0, 0)  # of that end: programs that close every descriptor put others 
 _root = -1  # the pid of the process that made the pair; 0 where that is another one for certain
 _start: Callable[[], object] | None = None  # in the root: have a keeper run
 _given: dict[tuple[int, int], float] = {}  # inode -> until when it need not be given again
+_slow_until = 0.0  # nobody waits for room before
 _folders: dict[bytes, tuple[int, tuple[int, int]]] = {}  # path -> the process that told of it, inode
 
 
@@ -129,6 +132,24 @@ def _send(record: bytes, fd: int = -1) -> None:
         end.detach()
 
 
+def _send_soon(record: bytes, fd: int) -> None:
+    """Send, if need be when there is room: in the socket, or for one more descriptor in flight. Raises OSError."""
+    global _slow_until
+    began = time.monotonic()
+    while True:
+        try:
+            _send(record, fd)
+            return
+        except OSError as error:
+            now = time.monotonic()
+            if error.errno not in {errno.EAGAIN, errno.ETOOMANYREFS} or now < _slow_until:
+                raise
+            if now >= began + _ROOM_SECONDS:
+                _slow_until = now + _AGAIN_SECONDS
+                raise
+        select.poll().poll(1)
+
+
 def tell_folder(path: bytes, inode: tuple[int, int]) -> None:
     """Have the keeper remove a folder at the tree's end. Where it cannot be told, nothing happens."""
     _folders[path] = os.getpid(), inode
@@ -169,8 +190,8 @@ def keep(fd: int, size: int) -> None:
     if _given.get(inode, 0.0) > now or client_fd() < 0:
         return
     try:
-        _send(_RECORD.pack(_KEEP, size, 0, 0), fd)
-    except OSError:  # the keeper is slow, or gone, or too many descriptors are in flight: the sender alone must do
+        _send_soon(_RECORD.pack(_KEEP, size, 0, 0), fd)
+    except OSError:  # the keeper is very slow, or gone: the sender alone must do
         return
     if len(_given) >= _MOST_REMEMBERED:
         _given.clear()

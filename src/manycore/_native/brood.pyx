@@ -16,6 +16,7 @@ cdef extern from "Python.h":
         PYMEM_DOMAIN_RAW
         PYMEM_DOMAIN_OBJ
     ctypedef struct PyMemAllocatorEx:
+        void *ctx
         void *malloc
     void PyMem_GetAllocator(PyMemAllocatorDomain domain, PyMemAllocatorEx *allocator)
     PyTypeObject PyType_Type
@@ -132,7 +133,7 @@ def arenas(objects: list) -> list:
     cdef dict found = {}
     PyMem_GetAllocator(PYMEM_DOMAIN_OBJ, &small)
     PyMem_GetAllocator(PYMEM_DOMAIN_RAW, &large)
-    if small.malloc == large.malloc:
+    if small.ctx != NULL or small.malloc == large.malloc:  # what checks or traces stands before it; it is not used
         return []
     for value in objects:
         if type(value) is not dict and type(value) is not tuple and type(value) is not types.FunctionType:
