@@ -99,15 +99,16 @@ class launch_of:  # noqa: N801  # it reads as a function
 
 
 def test_nothing_of_it_is_written_between_forks() -> None:
-    name = with_image()
-    for _ in range(20):
-        start()
-    written = mapped(zygote())
-    if name not in written:  # the zygote had something to learn, and did it anew
-        name = with_image(name)
-        written = mapped(zygote())
-    assert list(written) == [name]
-    assert written[name] <= 8 * 4096, written
+    found = []
+    for _ in range(20):  # zygotes; one that a request reaches, for want of a spare, runs Python
+        with_image()
+        for _ in range(5):
+            start()
+        found.append(mapped(zygote()))
+        if len(found[-1]) == 1 and max(found[-1].values()) <= 8 * 4096:
+            return
+        shutdown()
+    pytest.fail(f"bytes that zygotes wrote after their memory was put into a file: {found}")
 
 
 def test_it_is_put_anew_when_the_zygote_has_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +278,7 @@ assert image.memory() == b""
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_memory_that_has_changed_since_it_was_looked_at_is_left_as_it_is() -> None:
+def test_memory_is_put_into_a_file_at_once_and_once() -> None:
     program = """
 import array, ctypes, mmap, os, select, signal, socket, time
 from manycore._native import brood
@@ -293,8 +294,9 @@ def fork_a_spare():
             os._exit(0)
         assert event == brood.TIME
 
-def is_in_file():
-    return any(line.startswith(f"{address:x}-") and "manycore-memory" in line for line in open("/proc/self/maps"))
+def file():
+    lines = (line.split() for line in open("/proc/self/maps") if line.startswith(f"{address:x}-"))
+    return next((fields[4] for fields in lines if "manycore-memory" in fields[5]), None)
 
 lifeline, _ = os.pipe()
 said, _ = os.pipe2(os.O_NONBLOCK)
@@ -307,12 +309,11 @@ memory = mmap.mmap(-1, mmap.PAGESIZE)
 address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 runs = array.array("Q", [address, mmap.PAGESIZE]).tobytes()
 zygote.take_image(runs)
-assert zygote.wait(0) == (brood.TIME, 0)  # something else came before the next spare, as a request to import does
-fork_a_spare()
-assert not is_in_file()
-zygote.take_image(runs)
-fork_a_spare()
-assert is_in_file()
+assert zygote.wait(0) == (brood.TIME, 0)
+first = file()
+assert first is not None
+fork_a_spare()  # what comes later, as an import, may have put other things there
+assert file() == first
 os.kill(child, signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
@@ -344,7 +345,9 @@ def test_whatever_a_preloaded_module_has_set_up(name: str, tmp_path: Path, monke
 
 def test_an_idle_zygote_leaves_its_memory_as_it_is() -> None:
     with_image()
-    before = mapped(zygote())
+    before: dict[str, int] = {}
+    while before != (before := mapped(zygote())):  # it may have something to learn yet
+        select.poll().poll(300)
     deadline = time.monotonic() + 2.5  # its spares end meanwhile
     while time.monotonic() < deadline:
         time.sleep(0.1)

@@ -102,8 +102,9 @@ cdef extern from "brood.h":
 
 cdef enum:
     RUN_BYTES = 16  # an address and a number of bytes
-    STEADY_AFTER = 3  # spares in a row, and one more
+    STEADY_AFTER = 3  # spares in a row; four times as many with each time, as it holds up the next, and one more
     STEADY_BYTES = 4194304  # for each of these that were put into a file last: they are kept while a child lives that has them
+    MOST_STEADY = 1000000
     MOST_SMALL = 512  # bytes of what the interpreter's own allocator lays down; the larger are the C library's
 
 TIME, READY, WORDS, UNPREPARED, STEADY, BORN = range(6)  # what `Brood.wait` comes back with
@@ -241,8 +242,11 @@ cdef class Brood:
         cdef int64_t end = MC_NEVER if until is None else until
         cdef mc_event event
         cdef int place, made = 0
-        cdef bint is_new = self.is_new
-        self.is_new = False  # once the caller, or a handler, has run, other things may lie there
+        if self.is_new and mc_thread_count() == 1:  # now: once the caller, or a handler, has run, other things may lie there
+            made = self.steady_after + 1
+            if mc_image(<const unsigned long *><const char *>self.memory, len(self.memory) // RUN_BYTES) == 0:
+                self.brood.image += 1
+        self.is_new = False
         while True:
             if mc_thread_count() == 1:  # the lock is let go for nobody: that would write to pages
                 event = mc_brood_wait(self.brood, end)
@@ -250,7 +254,6 @@ cdef class Brood:
                 with nogil:
                     event = mc_brood_wait(self.brood, end)
             if event == MC_SIGNAL:
-                is_new = False
                 PyErr_CheckSignals()
                 continue
             if event == MC_TIME:
@@ -267,11 +270,6 @@ cdef class Brood:
             place = mc_brood_place(self.brood)
             if place < 0 or mc_thread_count() > 1:
                 continue
-            if is_new and mc_thread_count() == 1:
-                is_new = False
-                made = self.steady_after
-                if mc_image(<const unsigned long *><const char *>self.memory, len(self.memory) // RUN_BYTES) == 0:
-                    self.brood.image += 1
             made += 1
             if self.child(place) == 0:  # what fails, the next launch says
                 return BORN, place
@@ -329,10 +327,11 @@ cdef class Brood:
         """Have each child from now on `populate` these at once. Only where there are any, `take_image` pays."""
         self.pages = runs
         self.would_take = len(runs) > 0
+        self.steady_after = STEADY_AFTER
         self.is_bare = False
 
     def take_image(self, runs: bytes) -> None:
-        """`put_in_file` these right before the next spare is forked, if that is what `wait` does next; with none, ask no more.
+        """`put_in_file` these as `wait` is called, before it does anything; with none, ask no more.
 
         From then on forks call in the child what they would call here before (`os.register_at_fork`), and nothing here
         after, until other pages are given.
@@ -341,7 +340,7 @@ cdef class Brood:
         cdef size_t size = 0
         for i in range(len(runs) // RUN_BYTES):
             size += numbers[2 * i + 1]
-        self.steady_after = STEADY_AFTER + size // STEADY_BYTES
+        self.steady_after = min(4 * self.steady_after + size // STEADY_BYTES, MOST_STEADY)
         self.memory = runs
         self.is_new = self.would_take = self.is_bare = len(runs) > 0
 
